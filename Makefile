@@ -1,0 +1,75 @@
+# Everything starts here: `make` lists the targets.
+
+PYTHON  ?= python3
+PROFILE ?= smoke
+WORKERS ?= 2
+
+BIN   := .venv/bin
+READY := .venv/.ready
+NBS   := nbs/experiments
+
+# The venv's own kernel first, whatever kernels its user has; and no debugger's warning among the progress lines.
+export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+
+.PHONY: help study cifar10 test check export lab clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "PYTHON=$(PYTHON) makes .venv; PROFILE=$(PROFILE) is for cifar10; WORKERS=$(WORKERS) processes run the tests."
+
+# Installed once, and again only when the requirements change.
+$(READY): settings.ini setup.py
+	@test -x $(BIN)/pip || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "unlearning needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv: about 4 minutes and 6 GB the first time."
+	@$(BIN)/python -m pip install --use-pep517 -e '.[dev]'
+	@touch $@
+
+# $(call run,notebook,folder,more papermill options): the notebook's stderr, its progress, goes to the terminal as it comes.
+define run
+@mkdir -p $(2)
+@echo "Running $(1) into $(2)/"
+@$(BIN)/papermill $(1) $(2)/$(notdir $(1)) -k python3 $(3) -p out $(2) --no-progress-bar --log-level ERROR --stderr-file -
+@$(BIN)/jupyter nbconvert --to html --log-level ERROR $(2)/$(notdir $(1))
+@echo && cat $(2)/tables.txt && echo
+@echo "Executed notebook: $(2)/$(notdir $(1))"
+@echo "As a web page:     $(2)/$(notdir $(1:.ipynb=.html))"
+endef
+
+study: $(READY)  ## every method on a small embedded data set, in minutes
+	$(call run,$(NBS)/quickstart.ipynb,runs/quickstart)
+
+cifar10: $(READY) $(NBS)/profiles/$(PROFILE).yaml  ## the CIFAR-10 study: make cifar10 PROFILE=laptop
+	$(call run,$(NBS)/cifar10.ipynb,runs/cifar10-$(PROFILE),-f $(NBS)/profiles/$(PROFILE).yaml)
+
+test: $(READY)  ## one pytest run over the notebooks and tests/
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10
+
+# $(call regenerate,folder of programs), in the current folder. nbdev exports nothing while IN_TEST is set.
+regenerate = unset IN_TEST && $(1)/nbdev_export && $(1)/nbdev_clean && $(1)/python nbs/readme.py
+
+check: $(READY)  ## fail if unlearning/, README.md or a notebook is out of step with nbs/
+	@set -e; failed=; copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
+	cp -R settings.ini README.md nbs unlearning "$$copy"; find "$$copy/unlearning" -name '*.py' -delete; \
+	(cd "$$copy" && $(call regenerate,$(CURDIR)/$(BIN))); \
+	for path in README.md nbs unlearning; do \
+	  diff -r -x __pycache__ -x .ipynb_checkpoints "$$path" "$$copy/$$path" >> "$$copy/diff" || failed=yes; done; \
+	cut -c 1-160 "$$copy/diff"; \
+	if [ "$$failed" ]; then echo "Out of step with nbs/ (< as it is, > as it should be): run 'make export'" \
+	  "and delete what no notebook exports."; exit 1; fi
+	@echo "unlearning/, README.md and every notebook are in step with nbs/."
+
+export: $(READY)  ## write unlearning/ and README.md from nbs/, and clean the notebooks
+	@$(call regenerate,$(BIN))
+
+lab: $(READY)  ## open JupyterLab
+	@$(BIN)/jupyter lab --notebook-dir=.
+
+clean:  ## remove caches and build files; .venv, runs/ and data/ stay
+	@rm -rf .pytest_cache _docs _proc build dist
+	@find nbs tests unlearning -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

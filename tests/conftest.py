@@ -1,0 +1,5 @@
+"""Set before anything imports torch or NumPy: one thread a test process (they run side by side), and no window for figures."""
+import os
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+os.environ.setdefault('MPLBACKEND', 'Agg')

@@ -1,0 +1,161 @@
+"""What holds for the repository as a whole: its README, the form of its notebooks, and what the library may import."""
+import ast, re, subprocess, sys
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat, papermill, pytest, yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT/'nbs'
+LIBRARY = sorted(p for folder in ('.', 'methods', 'metrics') for p in (NBS/folder).glob('*.ipynb'))
+EXPERIMENTS = sorted(NBS.glob('experiments/*.ipynb'))
+RESULTS = sorted(NBS.glob('results/**/*.ipynb'))
+PROFILES = sorted(NBS.glob('experiments/profiles/*.yaml'))
+KB = 1000
+
+
+def each(name, paths):
+    return pytest.mark.parametrize(name, paths, ids=lambda p: p.relative_to(NBS).as_posix())
+
+
+def cells(path, kind):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == kind]
+
+
+def test_every_notebook_has_its_place():
+    """The lists above leave none out, so neither do the tests that use them."""
+    found = {p for p in NBS.rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts}
+    assert found == {*LIBRARY, *EXPERIMENTS, *RESULTS}
+
+
+# The README
+
+@pytest.fixture
+def readme(monkeypatch):
+    monkeypatch.syspath_prepend(str(NBS))
+    import readme
+    return readme
+
+
+def test_readme_agrees_with_its_notebook(readme):
+    text, pictures = readme.render(NBS/'index.ipynb')
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == text, 'run `make export`'
+    assert {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in NBS.glob('images/index-*.png')} == pictures
+
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r'\]\((?![a-z]+:|#)([^)\s#]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
+    assert links and [link for link in links if not (ROOT/link).exists()] == []
+
+
+def test_readme_shows_what_the_notebook_shows(readme, tmp_path):
+    """Seen from the root; without hidden code, standard error and directives."""
+    v4 = nbformat.v4
+    def code(source, *outputs): return v4.new_code_cell(source, outputs=list(outputs))
+    def data(kind, content): return v4.new_output('display_data', {kind: content})
+    (tmp_path/'nbs').mkdir()
+    nbformat.write(v4.new_notebook(cells=[
+        v4.new_markdown_cell('# Title\n\n[a](methods/10_a.ipynb#b) [up](../LICENSE) [web](https://example.org/x) [here](#b)'),
+        code('#| hide\nsecret = 1', v4.new_output('stream', name='stdout', text='hidden words')),
+        code('print(1)', v4.new_output('stream', name='stdout', text='1\n'),
+             v4.new_output('stream', name='stderr', text='progress')),
+        code('#| echo: false\n#| fig-alt: A small picture\ndraw()', data('image/png', 'AAEC')),
+        code('table()', data('text/markdown', '| [n](results/n.ipynb) |')),
+        code('#| output: false\nsilent()', data('text/plain', 'noise')),
+    ]), tmp_path/'nbs'/'index.ipynb')
+
+    readme.write(tmp_path)
+
+    _, *blocks = (tmp_path/'README.md').read_text().split('\n\n')
+    assert blocks == ['# Title', '[a](nbs/methods/10_a.ipynb#b) [up](LICENSE) [web](https://example.org/x) [here](#b)',
+                      '```python\nprint(1)\n```', '```text\n1\n```', '![A small picture](nbs/images/index-1.png)',
+                      '```python\ntable()\n```', '| [n](nbs/results/n.ipynb) |', '```python\nsilent()\n```\n']
+    assert (tmp_path/'nbs/images/index-1.png').read_bytes() == b'\x00\x01\x02'
+
+
+# The form of the notebooks
+
+@each('notebook', LIBRARY + EXPERIMENTS)
+def test_opens_with_title_and_summary(notebook):
+    first = nbformat.read(notebook, as_version=4).cells[0]
+    assert first.cell_type == 'markdown' and re.match(r'# \S.*\n+> \S.*(\n[^>]|$)', first.source)
+
+
+@each('notebook', LIBRARY + EXPERIMENTS + RESULTS)
+def test_no_cell_is_over_45_lines(notebook):
+    assert [c.source[:80] for c in cells(notebook, 'code') if len(c.source.splitlines()) > 45] == []
+
+
+@each('notebook', LIBRARY)
+def test_library_notebook_is_small_and_executed(notebook):
+    outputs = [o for c in cells(notebook, 'code') for o in c.outputs]
+    assert notebook.stat().st_size <= 300 * KB
+    assert outputs and not [o for o in outputs if o.output_type == 'error']
+
+
+@each('notebook', RESULTS)
+def test_result_is_small_and_complete(notebook):
+    outputs = [o for c in cells(notebook, 'code') for o in c.outputs]
+    assert notebook.stat().st_size <= 1000 * KB
+    assert outputs and not [o for o in outputs if o.output_type == 'error']
+
+
+@each('notebook', LIBRARY)
+def test_imports_only_from_lower_numbers(notebook):
+    number = {p.stem[3:]: int(p.stem[:2]) for p in LIBRARY if p.stem[:2].isdigit()}
+    exported = '\n\n'.join(c.source for c in cells(notebook, 'code') if re.match(r'#\|\s*export', c.source))
+    imported = [n.module for n in ast.walk(ast.parse(exported)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('unlearning.')]
+    assert [m for m in imported if number[m.split('.')[-1]] >= number[notebook.stem[3:]]] == []
+
+
+# Experiments
+
+@each('notebook', EXPERIMENTS)
+def test_experiment_source_has_no_outputs(notebook):
+    assert [c.source[:80] for c in cells(notebook, 'code') if c.outputs or c.execution_count] == []
+
+
+@each('notebook', EXPERIMENTS)
+def test_every_parameter_is_annotated_and_explained(notebook):
+    """Then `papermill --help-notebook` explains them all."""
+    tagged = [c for c in cells(notebook, 'code') if 'parameters' in c.metadata.get('tags', [])]
+    assert len(tagged) == 1
+    statements = ast.parse(tagged[0].source).body
+    assert [ast.unparse(s) for s in statements if not isinstance(s, ast.AnnAssign)] == []
+    explained = {name for name, p in papermill.inspect_notebook(str(notebook)).items() if p['help']}
+    assert {s.target.id for s in statements} == explained
+
+
+@each('profile', PROFILES)
+def test_profile_sets_only_what_the_notebook_takes(profile):
+    """papermill itself accepts an unknown name with a warning."""
+    assert set(yaml.safe_load(profile.read_text())) <= set(papermill.inspect_notebook(str(NBS/'experiments/cifar10.ipynb')))
+
+
+# The repository
+
+def text_files():
+    listed = subprocess.run(['git', 'ls-files', '-z', '--cached', '--others', '--exclude-standard'], cwd=ROOT,
+                            capture_output=True, text=True, check=True).stdout.split('\0')
+    for path in (ROOT/name for name in listed if (ROOT/name).is_file()):  # a deleted file is listed until it is committed
+        try: yield path, path.read_text(encoding='utf-8')
+        except UnicodeDecodeError: pass  # a picture
+
+
+def test_no_file_names_a_path_of_one_machine():
+    pattern = re.compile(r'(?<![\w.~-])/(?:work|root|home|tmp|Users)/\S*')
+    assert {p.relative_to(ROOT).as_posix(): found for p, text in text_files() if (found := pattern.findall(text))} == {}
+
+
+def test_library_needs_no_development_package():
+    """Every module is imported with nbdev and the other development requirements out of reach."""
+    settings = ConfigParser()
+    settings.read(ROOT/'settings.ini')
+    packages = [re.match(r'[\w-]+', r)[0] for r in settings['DEFAULT']['dev_requirements'].split()]
+    modules = [{'pyyaml': 'yaml', 'pytest-xdist': 'xdist'}.get(p, p) for p in packages] + ['IPython']
+    code = f'''import sys, pkgutil, importlib
+sys.modules.update(dict.fromkeys({modules}))
+import unlearning
+for m in pkgutil.walk_packages(unlearning.__path__, 'unlearning.'): importlib.import_module(m.name)'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
