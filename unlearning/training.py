@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'Training', 'make_optimizer', 'make_schedule', 'class_weights', 'cross_entropy', 'fit', 'logits']
 
-# %% ../nbs/02_training.ipynb #7c916a36
+# %% ../nbs/02_training.ipynb #5d232218
 import math
 from dataclasses import dataclass
+from itertools import islice
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -15,11 +16,11 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 from .data import Images, batches
 
-# %% ../nbs/02_training.ipynb #c3d83292
+# %% ../nbs/02_training.ipynb #760fd96d
 @dataclass(frozen=True)
 class Training:
     "The settings of one training run."
-    epochs: int = 8
+    epochs: float = 8               # unlearning counts in fractions of an epoch
     batch_size: int = 256
     optimizer: str = "sgd"          # "sgd" (Nesterov) or "adamw"
     lr: float = 0.4                 # the peak, for "onecycle"; the start, for the others
@@ -35,7 +36,7 @@ class Training:
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine", weight_decay=5e-3, class_weights=True,
                           augment=("crop", "flip", "rotate", "erase"))
 
-# %% ../nbs/02_training.ipynb #0168d8e7
+# %% ../nbs/02_training.ipynb #423d37fd
 def make_optimizer(params, settings):
     "The optimizer that `settings` (a Training, or an unlearning phase) describes. `ValueError` on an unknown name."
     if settings.optimizer == "sgd":
@@ -43,16 +44,15 @@ def make_optimizer(params, settings):
     if settings.optimizer == "adamw": return torch.optim.AdamW(params, settings.lr, weight_decay=settings.weight_decay)
     raise ValueError(f"unknown optimizer {settings.optimizer!r}: use 'sgd' or 'adamw'")
 
-def make_schedule(optimizer, settings, steps_per_epoch):
-    "The learning-rate schedule, to be stepped after every optimizer step. `ValueError` on an unknown name."
-    total = steps_per_epoch * settings.epochs
+def make_schedule(optimizer, settings, steps_per_epoch, total):
+    "The learning-rate schedule over `total` steps, to be stepped after every optimizer step. `ValueError` on an unknown name."
     if settings.schedule == "onecycle": return lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=total + 1, cycle_momentum=False)
     curve = {"cosine": lambda step: (1 + math.cos(math.pi * step / total)) / 2,
              "halving": lambda step: 0.5 ** (step // steps_per_epoch), "constant": lambda step: 1.0}
     if settings.schedule not in curve: raise ValueError(f"unknown schedule {settings.schedule!r}: use 'onecycle', {', '.join(map(repr, curve))}")
     return lr_scheduler.LambdaLR(optimizer, curve[settings.schedule])
 
-# %% ../nbs/02_training.ipynb #851fea99
+# %% ../nbs/02_training.ipynb #fdb49bb8
 def class_weights(labels, num_classes: int):
     "Inverse-frequency weights of the classes, float32, 1 on average over the images. `ValueError` if a class has no image."
     counts = torch.bincount(labels, minlength=num_classes)
@@ -68,7 +68,7 @@ def cross_entropy(settings: Training, images: Images):
         return F.cross_entropy(logits, y, weight, label_smoothing=settings.label_smoothing)
     return loss
 
-# %% ../nbs/02_training.ipynb #a4bdd3ff
+# %% ../nbs/02_training.ipynb #9b985627
 def fit(
     model: nn.Module,        # trained in place
     images: Images,
@@ -84,15 +84,18 @@ def fit(
     model.to(device).train()
     forward = torch.compile(model) if settings.compile else model
     optimizer = make_optimizer(model.parameters(), settings)
-    schedule = make_schedule(optimizer, settings, steps_per_epoch=max(1, len(images) // settings.batch_size))
+    steps_per_epoch = max(1, len(images) // settings.batch_size)
+    left = max(1, round(settings.epochs * steps_per_epoch))
+    schedule = make_schedule(optimizer, settings, steps_per_epoch, left)
     scaler = torch.amp.GradScaler(device.type, enabled=cuda)
-    epochs = tqdm(range(1, settings.epochs + 1), unit="epoch", disable=not progress)
+    epochs = tqdm(range(1, math.ceil(settings.epochs) + 1), unit="epoch", disable=not progress)
     with torch.random.fork_rng(), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
         torch.manual_seed(seed)
         for epoch in epochs:
             total, right, seen = 0., 0, 0
             # Without drop_last, a last batch of one or two images would spoil the batch-norm statistics.
-            for step, (x, y) in enumerate(batches(images, settings.batch_size, rng, settings.augment, drop_last=True), 1):
+            epoch_batches = batches(images, settings.batch_size, rng, settings.augment, drop_last=True)
+            for step, (x, y) in enumerate(islice(epoch_batches, left), 1):
                 with torch.autocast(device.type, enabled=cuda): logits = forward(x)
                 value = loss(logits.float(), x, y)
                 if not math.isfinite(value.item()):
@@ -102,11 +105,12 @@ def fit(
                 scaler.step(optimizer); scaler.update(); schedule.step()
                 if after_step: after_step()
                 total, right, seen = total + value.item() * len(y), right + (logits.argmax(1) == y).sum().item(), seen + len(y)
+            left -= step
             history.append(dict(epoch=epoch, loss=total / seen, accuracy=100 * right / seen))
             epochs.set_postfix(loss=f"{total / seen:.3f}", accuracy=f"{100 * right / seen:.1f} %")
     return history
 
-# %% ../nbs/02_training.ipynb #4f0e402a
+# %% ../nbs/02_training.ipynb #5bf82eee
 @torch.inference_mode()
 def logits(
     model: nn.Module,
