@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['describe', 'hash_of', 'Task', 'environment', 'Store', 'run_tasks', 'progress_bar']
 
-# %% ../nbs/30_ensemble.ipynb #64baea60
-import hashlib, json, os, platform, sys, time
+# %% ../nbs/30_ensemble.ipynb #ebe8584e
+import hashlib, inspect, json, os, platform, re, sys, time, uuid
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 import numpy as np
@@ -17,10 +17,15 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 import unlearning
 
-# %% ../nbs/30_ensemble.ipynb #4529557f
+# %% ../nbs/30_ensemble.ipynb #b33d1773
+def _kind(cls):
+    "A class's name; for one from outside this package, with a hash of its source, since it may be edited between two runs."
+    if cls.__module__.startswith("unlearning."): return cls.__qualname__
+    return f"{cls.__module__}.{cls.__qualname__}#{hashlib.sha256(inspect.getsource(cls).encode()).hexdigest()[:8]}"
+
 def describe(settings):
     "Settings as plain JSON data; a dataclass becomes its fields and its `kind`. `TypeError` on what has no plain description."
-    if is_dataclass(settings): return {"kind": type(settings).__name__, **{f.name: describe(getattr(settings, f.name)) for f in fields(settings)}}
+    if is_dataclass(settings): return {"kind": _kind(type(settings)), **{f.name: describe(getattr(settings, f.name)) for f in fields(settings)}}
     if isinstance(settings, dict): return {str(k): describe(v) for k, v in settings.items()}
     if isinstance(settings, (list, tuple)): return [describe(v) for v in settings]
     if settings is None or isinstance(settings, (bool, int, float, str)): return settings
@@ -30,7 +35,7 @@ def hash_of(settings) -> str:
     "16 hex digits that name these settings."
     return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/30_ensemble.ipynb #4ac2ede5
+# %% ../nbs/30_ensemble.ipynb #af9bd5e3
 @dataclass(frozen=True)
 class Task:
     "One network (or one measurement of one), and everything that determines it."
@@ -38,6 +43,10 @@ class Task:
     seed: int
     settings: dict = field(hash=False)  # plain data, see `describe`
     cost: float = 1.                    # relative, for the estimate of the time left
+
+    def __post_init__(self):
+        # The name becomes part of a file's.
+        if not re.fullmatch(r"\w[\w+#=. -]*", self.method): raise ValueError(f"{self.method!r} cannot name a row: use letters, digits and _ + # = . - only")
 
     @property
     def key(self): return hash_of(dict(method=self.method, seed=self.seed, settings=self.settings, version=unlearning.__version__))
@@ -50,7 +59,7 @@ def environment() -> dict:
     return dict(unlearning=unlearning.__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version(), cpu=cpu, cores=cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
 
-# %% ../nbs/30_ensemble.ipynb #2a590cce
+# %% ../nbs/30_ensemble.ipynb #dfbe18d7
 class Store:
     "A folder of records."
     def __init__(self, folder):
@@ -62,7 +71,7 @@ class Store:
 
     def save(self, task: Task, arrays: dict, facts: dict):
         "Write a record, atomically."
-        part = self.folder / f"{task.filename}.{os.getpid()}.part"
+        part = self.folder / f"{task.filename}.{uuid.uuid4().hex}.part"
         header = dict(method=task.method, seed=task.seed, settings=describe(task.settings), facts=facts, environment=environment())
         save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, part, metadata={"record": json.dumps(header)})
         os.replace(part, self.path(task))
@@ -75,8 +84,9 @@ class Store:
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{self.path(task)} is damaged ({e}): delete it and run again") from e
 
-# %% ../nbs/30_ensemble.ipynb #f10fb354
+# %% ../nbs/30_ensemble.ipynb #3fed6268
 def _compute(make, task, store):
+    if task in store: return task, None  # another run on this folder was faster
     threads, start = torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)  # always, so that results do not depend on how many processes share the cores
     try: arrays, facts = make(task)
@@ -95,7 +105,7 @@ def run_tasks(
 ) -> dict:          # the tasks that failed, and why
     "Compute and store every task that the store does not have yet, in parallel."
     missing, failed = [t for t in tasks if t not in store], {}
-    if progress is not None: progress.skip(sum(t.cost for t in tasks if t in store))
+    if progress is not None: progress.skip([t for t in tasks if t in store])
     parallel = Parallel(n_jobs=jobs if len(missing) > 1 else 1, return_as="generator_unordered")
     for task, why in parallel(delayed(_compute)(make, task, store) for task in missing):
         if why: failed[task] = why
@@ -104,16 +114,19 @@ def run_tasks(
 
 class progress_bar(tqdm):
     "One line on stderr for a whole study: what was finished last, the share done, the time gone and left."
-    def __init__(self, total_cost, disable=False):
-        super().__init__(total=total_cost, disable=disable, smoothing=0, mininterval=1 if sys.stderr.isatty() else 10,
-                         bar_format="{desc:<34}{percentage:3.0f} % |{bar:20}| {elapsed} gone, {remaining} left")
+    def __init__(self, tasks, disable=False):
+        super().__init__(total=sum(t.cost for t in tasks), disable=disable, smoothing=0, mininterval=1 if sys.stderr.isatty() else 10,
+                         bar_format="{percentage:3.0f} % |{bar:20}| {elapsed} gone, {remaining} left; {desc}")
+        self.count, self.tasks = 0, tasks
 
-    def skip(self, cost):
+    def skip(self, tasks):
         "Count what an earlier run has finished, without taking it for speed."
         if self.disable: return  # tqdm then has no counters
-        self.n, self.initial = self.n + cost, self.initial + cost
+        cost = sum(t.cost for t in tasks)
+        self.n, self.initial, self.count = self.n + cost, self.initial + cost, self.count + len(tasks)
         self.refresh()
 
     def done(self, task):
-        self.set_description_str(f"{task.method}, seed {task.seed}", refresh=False)
+        self.count += 1
+        self.set_description_str(f"{self.count} of {len(self.tasks)} done, last {task.method} {task.seed}", refresh=False)
         self.update(task.cost)

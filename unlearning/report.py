@@ -7,17 +7,16 @@ __all__ = ['NAMES', 'ATTACKS', 'PAPER_NAMES', 'mean_gap', 'bootstrap_error', 'su
            'save_report', 'plot_losses', 'plot_accuracy', 'plot_mia_gaps', 'plot_forget_quality', 'plot_tradeoff',
            'paper_tables', 'paper_summary', 'beside_paper', 'plot_beside_paper', 'recompute_paper']
 
-# %% ../nbs/32_report.ipynb #0dc68710
+# %% ../nbs/32_report.ipynb #8ea97551
 from importlib.resources import files
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from .metrics.membership_inference import PAPER_ATTACKS, mia_gaps
 from .study import Results
 
-# %% ../nbs/32_report.ipynb #f76dcaa1
+# %% ../nbs/32_report.ipynb #44372321
 NAMES = {"retrain": "Retrain", "original": "No Unlearning", "finetune": "Finetune", "random_labels": "Random Labels", "scrub": "SCRUB", "boundary": "Boundary Unlearning",
          "soft_relabeling": "Soft-Relabeling", "gradient_surgery": "Gradient Surgery", "activation_pruning": "Activation Pruning",
          "soft+surgery": "Soft + Surgery", "soft+pruning": "Soft + Pruning", "surgery+pruning": "Surgery + Pruning", "soft+surgery+pruning": "Soft + Surgery + Pruning"}
@@ -31,7 +30,7 @@ def bootstrap_error(scores, target, draws=200, seed=0):
     again = lambda frame: frame.iloc[rng.integers(0, len(frame), len(frame))]
     return np.std([mean_gap(again(scores), again(target)) for _ in range(draws)])
 
-# %% ../nbs/32_report.ipynb #c9d5b76e
+# %% ../nbs/32_report.ipynb #0bff3dcc
 def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers only; percent, points and seconds
     "Means and standard deviations over seeds, gaps to Retrain, forget quality with its ceiling, and time."
     groups, rows = dict(list(results.networks.groupby("method", sort=False))), {}
@@ -47,7 +46,7 @@ def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers
     order = ["retrain", *(m for m in groups if m not in ("retrain", "original")), "original"]  # the paper's order
     return pd.DataFrame(rows).T.join(quality).loc[order]
 
-# %% ../nbs/32_report.ipynb #257b7044
+# %% ../nbs/32_report.ipynb #70ca69c7
 def _label(table): return table.rename(index=NAMES).rename_axis(index=None)
 def _spread(s, column, digits=1): return [f"{m:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "") for m, sd in zip(s[column], s[f"{column}_sd"])]
 
@@ -59,7 +58,7 @@ def mia_table(results: Results) -> pd.DataFrame:
     table["largest gap ↓"] = s.largest_gap.map("{:.1f}".format)
     return _label(table)
 
-# %% ../nbs/32_report.ipynb #8af368b8
+# %% ../nbs/32_report.ipynb #a027344a
 def forget_table(results: Results) -> pd.DataFrame:
     "Accuracy, F-score with its ceiling under both protocols, total score and time, in the form of the paper's Tables 2 and 4."
     s = summary(results)
@@ -67,10 +66,13 @@ def forget_table(results: Results) -> pd.DataFrame:
     for protocol in ("paper", "challenge"):
         table[f"F {protocol} ↑ [ceiling]"] = ["–" if f != f else f"{f:.3f}" + (f" [{c:.3f} ± {sd:.3f}]" if c == c else "") for f, c, sd in zip(s[f"F_{protocol}"], s[f"ceiling_{protocol}"], s[f"ceiling_sd_{protocol}"])]
     table["total ↑"] = [f"{t:.3f}" if t == t else "–" for t in s.total_paper]
-    table["seconds"], table["time [% of Retrain]"] = _spread(s, "seconds"), s.time.map("{:.1f}".format)
+    unlearned = s.index != "original"  # the time of No Unlearning would be that of training it
+    table["seconds"] = [f"{t:.3g}" if u else "–" for t, u in zip(s.seconds, unlearned)]
+    table["time [% of Retrain]"] = [f"{t:.1f}" if u else "–" for t, u in zip(s.time, unlearned)]
+    table["seeds"] = s.seeds.astype(int)
     return _label(table)
 
-# %% ../nbs/32_report.ipynb #ef427469
+# %% ../nbs/32_report.ipynb #0d948396
 def protocol(results: Results) -> str:
     "One paragraph: data, sizes, network, training, K, attack, hardware and versions."
     f, e, t = results.facts, results.facts["environment"], results.facts["training"]
@@ -78,11 +80,11 @@ def protocol(results: Results) -> str:
     text = (f"{f['data']}: {f['train']:,} training images, {f['forget']:,} of them to forget, {f['test']:,} test images. Network {f['network']}, {t['epochs']} epochs of {t['optimizer']} "
             f"({t['schedule']}, rate {t['lr']}, batch {t['batch_size']}, augmentation {', '.join(t['augment']) or 'none'}). K = {f['K']} retrained networks and {f['K']} seeds of each method on one original; ± is the standard "
             f"deviation over seeds, for the mean gap its bootstrap standard error. SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
-            f"{e['cpu']}, {e['cores']} cores, GPU: {e['gpu']}; one thread a network. Python {e['python']}, torch {e['torch']}, numpy {e['numpy']}, unlearning {e['unlearning']}.")
+            f"{e['cpu']}, {e['cores']} cores, run on {f['device']} (GPU: {e['gpu']}), one thread a network. Python {e['python']}, torch {e['torch']}, numpy {e['numpy']}, unlearning {e['unlearning']}.")
     lost = [f"{NAMES.get(m, m)} seed {k}: {why}" for (m, k), why in results.failures.items()]
     return text + (" Lost seeds: " + "; ".join(lost) + "." if lost else "")
 
-# %% ../nbs/32_report.ipynb #806efba5
+# %% ../nbs/32_report.ipynb #5b93a8c2
 def save_report(results: Results, folder) -> Path:
     "Write networks.csv, quality.csv, summary.csv and tables.txt (the tables as plain text) to a folder."
     folder = Path(folder)
@@ -94,7 +96,7 @@ def save_report(results: Results, folder) -> Path:
     (folder / "tables.txt").write_text(text)
     return folder / "tables.txt"
 
-# %% ../nbs/32_report.ipynb #bb838964
+# %% ../nbs/32_report.ipynb #9a7d5619
 def plot_losses(results: Results, methods=("original", "retrain", "soft_relabeling", "gradient_surgery", "activation_pruning"), width=2.4):
     "Distribution of the cross-entropy of forget and test images, one network for each method (the paper's Figure 4)."
     methods = [m for m in methods if m in results.losses]
@@ -108,7 +110,7 @@ def plot_losses(results: Results, methods=("original", "retrain", "soft_relabeli
     axes[0, 0].set_ylabel("share of the images [%]"); axes[0, 0].legend(fontsize=7)
     return fig
 
-# %% ../nbs/32_report.ipynb #2236b35e
+# %% ../nbs/32_report.ipynb #4fabf5e5
 def plot_accuracy(results: Results):
     "RA, TA and UA by method, mean ± sd; lines: Retrain (the paper's Figures 5a and 6a)."
     s, fig = summary(results), plt.figure(figsize=(9, 3))
@@ -124,7 +126,7 @@ def _methods_below(ax, x, s):
     ax.set_xticks(x, [NAMES.get(m, m) for m in s.index], rotation=30, ha="right", fontsize=8)
     return ax.figure
 
-# %% ../nbs/32_report.ipynb #28edb903
+# %% ../nbs/32_report.ipynb #b641cc97
 def plot_mia_gaps(results: Results):
     "The mean gap of the four attacks to Retrain, ± bootstrap error, and each attack's own (the paper's Figures 5b and 6b)."
     s = summary(results).drop("retrain")
@@ -145,7 +147,7 @@ def plot_forget_quality(results: Results):
     ax.set(ylabel="forget quality F"); ax.legend(fontsize=7)
     return _methods_below(ax, x, s)
 
-# %% ../nbs/32_report.ipynb #b8037d8e
+# %% ../nbs/32_report.ipynb #91db8a1f
 def plot_tradeoff(results: Results):
     "Test accuracy against Retrain's, over F in percent of its ceiling; the area of a disc is the time it takes."
     s = summary(results)
@@ -162,7 +164,7 @@ def plot_tradeoff(results: Results):
     ax.figure.tight_layout()
     return ax.figure
 
-# %% ../nbs/32_report.ipynb #f59a390f
+# %% ../nbs/32_report.ipynb #470cf267
 PAPER_NAMES = {"SCRUBS": "scrub", "Forget Pruning": "activation_pruning", **{v: k for k, v in NAMES.items()}}
 
 def paper_tables() -> pd.DataFrame:
@@ -178,7 +180,7 @@ def paper_summary(dataset: str) -> pd.DataFrame:  # a row for each method: RA, T
 
 def beside_paper(results: Results, dataset: str) -> pd.DataFrame:
     "Our means beside the paper's, for the rows that both have."
-    columns = ["RA", "TA", "UA", "mean_gap", "F_paper"]
+    columns = ["RA", "TA", "UA", "mean_gap", "F_paper"]  # F only as a pair of orders: it depends on K, 32 in the paper
     pair = {"ours": summary(results)[columns], "paper": paper_summary(dataset)[columns]}
     table = pd.concat(pair, axis=1, join="inner").swaplevel(axis=1)
     return _label(table.loc[:, [(c, who) for c in columns for who in pair]].astype(float).round(2)).rename(columns=dict(mean_gap="mean MIA gap", F_paper="F"))
@@ -194,10 +196,10 @@ def plot_beside_paper(results: Results, dataset: str):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/32_report.ipynb #8d0f95c2
+# %% ../nbs/32_report.ipynb #04d45dbe
 def recompute_paper(dataset: str) -> pd.DataFrame:
     "What the paper prints for the mean gap and the total score, and what follows from its own scores."
     p = paper_summary(dataset)
     total = p.f_score * (p.RA / p.RA["retrain"]) * (p.TA / p.TA["retrain"])
-    table = pd.DataFrame({"mean gap, printed": p.best_attack_mia, "recomputed": p.mean_gap, "total, printed": p.total_score, "recomputed ": total})
+    table = pd.DataFrame({"mean gap, printed": p.best_attack_mia, "mean gap, recomputed": p.mean_gap, "total, printed": p.total_score, "total, recomputed": total})
     return _label(table.loc[[m for m in NAMES if m in p.index]].round(3))

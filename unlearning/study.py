@@ -6,9 +6,9 @@
 __all__ = ['PARTS', 'MEASURE_COST', 'Study', 'network_tasks', 'Maker', 'load_state', 'Measurer', 'Results', 'cross_entropy_of',
            'forget_qualities', 'run_study', 'collect', 'check_parameters']
 
-# %% ../nbs/31_study.ipynb #b86ef4d1
+# %% ../nbs/31_study.ipynb #95815801
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -20,9 +20,9 @@ from .metrics.forget_quality import forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia
 from .models import create_model
 from .training import Training, fit, logits
-from .unlearn import Recipe, unlearn
+from .unlearn import unlearn
 
-# %% ../nbs/31_study.ipynb #4f9844b1
+# %% ../nbs/31_study.ipynb #c874bc13
 @dataclass(frozen=True, eq=False)
 class Study:
     "What is compared, on which images, with how many seeds, and where the results lie."
@@ -33,19 +33,20 @@ class Study:
     training: Training = Training()  # of the original and the retrained networks
     seeds: int = 8                   # K
     samples: int | None = None       # shadow images a side for membership inference; None: all that balance allows
-    permutations: int = 20           # for the ceiling of the F-score
+    permutations: int = 50           # for the ceiling of the F-score
     jobs: int = -1                   # processes; -1: one a core
     device: str = "cpu"
 
     def __post_init__(self):
         if self.seeds < 2: raise ValueError(f"seeds is {self.seeds}: the F-score compares distributions, so it takes at least 2 (the paper: 32)")
+        for name in self.recipes: Task(name, 0, {})  # refuses names that cannot stand in a file's
         if taken := {"original", "retrain"} & set(self.recipes): raise ValueError(f"a recipe may not be named {taken.pop()!r}: the study has such a row")
 
-# %% ../nbs/31_study.ipynb #fc343aff
+# %% ../nbs/31_study.ipynb #fe990f95
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
     "The networks of a study: one original, K retrained, K for each recipe."
     split, t = study.split, study.training
-    common = dict(split=split.fingerprint, network=study.network, training=describe(t))
+    common = dict(split=split.fingerprint, network=study.network, training=describe(t), device=study.device)
     original = Task("original", 0, common, cost=t.epochs * len(split.train))
     def cost(recipe):
         erase = 4 * recipe.erase.passes * len(split.forget) if recipe.erase else len(split.forget)
@@ -57,7 +58,7 @@ def network_tasks(study: Study) -> dict:  # name of the row: its tasks
         tasks[name] = [Task(name, k, settings, cost(recipe)) for k in range(study.seeds)]
     return tasks
 
-# %% ../nbs/31_study.ipynb #5be58cd8
+# %% ../nbs/31_study.ipynb #34788972
 @dataclass(frozen=True)
 class Maker:
     "Makes any network of a study, in whatever process it finds itself."
@@ -86,8 +87,11 @@ class Maker:
             load_state(model, self.store.load(self.original)[0])
             start = clock()
             model = unlearn(model, split, self.recipes[task.method], task.seed)
+        if self.device != "cpu": torch.cuda.synchronize()
         facts = {"seconds": clock() - start}
         arrays = {part: logits(model, getattr(split, part)).numpy() for part in PARTS}
+        # The loss is looked at before a step; this looks at what the last step did.
+        if not all(np.isfinite(a).all() for a in arrays.values()): raise FloatingPointError("the network's logits are not finite after its last step")
         if task.method == "original": arrays |= {f"weights/{k}": v.cpu().numpy() for k, v in model.state_dict().items()}
         return arrays, facts
 
@@ -96,7 +100,7 @@ PARTS = {"retain": "RA", "test": "TA", "forget": "UA"}  # and the names of the a
 def load_state(model, arrays):
     model.load_state_dict({k.removeprefix("weights/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weights/")})
 
-# %% ../nbs/31_study.ipynb #99b549ff
+# %% ../nbs/31_study.ipynb #52681c09
 @dataclass(frozen=True)
 class Measurer:
     "Accuracy and membership inference of one stored network."
@@ -111,7 +115,7 @@ class Measurer:
         scores = {name: accuracy(*pairs[part]) for part, name in PARTS.items()}
         return {}, scores | svc_mia(*pairs["retain"], *pairs["test"], *pairs["forget"], samples=self.samples)
 
-# %% ../nbs/31_study.ipynb #2d045594
+# %% ../nbs/31_study.ipynb #d7b4c80e
 @dataclass(frozen=True, eq=False)
 class Results:
     "What a study found."
@@ -128,16 +132,14 @@ def forget_qualities(study, networks, statistics):
     "The F-score of each method under both protocols, with its ceiling and the total score."
     mean, rows = networks.groupby("method")[["RA", "TA"]].mean(), []
     for method, values in statistics.items():
-        if method == "original": values = np.repeat(values, study.seeds, axis=0)  # one network: as an ensemble, K times the same
-        if method == "retrain" or len(values) < 2: continue
+        if method == "retrain" or len(values) < 2: continue  # the original is one network, which has no distribution
         for protocol in ("paper", "challenge"):
             q = forget_quality(values, statistics["retrain"], protocol, study.permutations)
-            if method == "original": q = replace(q, ceiling=np.nan, ceiling_sd=np.nan)  # a constant is not exchangeable with a distribution
             total = total_score(q.F, mean.RA[method], mean.RA["retrain"], mean.TA[method], mean.TA["retrain"])
             rows.append(dict(method=method, protocol=protocol, F=q.F, ceiling=q.ceiling, ceiling_sd=q.ceiling_sd, total=total))
     return pd.DataFrame(rows)
 
-# %% ../nbs/31_study.ipynb #ec175c50
+# %% ../nbs/31_study.ipynb #995222a4
 def run_study(
     study: Study,
     progress: bool = True,  # one line on stderr
@@ -151,18 +153,20 @@ def run_study(
     measured = {t: Task(f"measure-{t.method}", t.seed, dict(of=t.key, samples=study.samples), cost=MEASURE_COST) for t in networks}
     maker = Maker(str(split_path), study.network, study.training, study.recipes, store, tasks["original"][0], study.device)
     measurer = Measurer(str(split_path), store, {t.key: t for t in networks}, study.samples)
-    with progress_bar(sum(t.cost for t in [*networks, *measured.values()]), disable=not progress) as bar:
+    with progress_bar([*networks, *measured.values()], disable=not progress) as bar:
         # Retraining does not wait for the original; unlearning does. The long tasks come first, so that no core idles at the end.
         failures = run_tasks(tasks["original"] + tasks["retrain"], maker, store, study.jobs, bar)
         if why := failures.get(tasks["original"][0]): raise FloatingPointError(f"the original network could not be trained: {why}")
         unlearning = sorted((t for t in networks if t.method in study.recipes), key=lambda t: -t.cost)
         failures |= run_tasks(unlearning, maker, store, study.jobs, bar)
+        if len(tasks["retrain"]) - sum(t.method == "retrain" for t in failures) < 2:
+            raise FloatingPointError(f"fewer than two retrained networks could be trained: {next(iter(failures.values()))}")
         run_tasks([m for t, m in measured.items() if t not in failures], measurer, store, study.jobs, bar)
     return collect(study, tasks, measured, store, failures)
 
 MEASURE_COST = 5000  # one attack takes about as long as training on this many images
 
-# %% ../nbs/31_study.ipynb #2ae67787
+# %% ../nbs/31_study.ipynb #3566cc4e
 def collect(study, tasks, measured, store, failures) -> Results:
     "The frames of a study, from the records in its folder."
     rows, statistics, losses, labels = [], {}, {}, {part: getattr(study.split, part).labels.cpu().numpy() for part in PARTS}
@@ -175,10 +179,10 @@ def collect(study, tasks, measured, store, failures) -> Results:
     statistics = {m: np.stack(s) for m, s in statistics.items()}
     networks, split = pd.DataFrame(rows), study.split
     facts = dict(data=split.name, **{name: len(part) for name, part in split.parts.items()}, K=study.seeds, network=study.network, samples=study.samples,
-                 permutations=study.permutations, training=describe(study.training), recipes=describe(study.recipes), environment=environment())
+                 permutations=study.permutations, device=study.device, training=describe(study.training), recipes=describe(study.recipes), environment=environment())
     return Results(networks, forget_qualities(study, networks, statistics), statistics, losses, facts, {(t.method, t.seed): why for t, why in failures.items()})
 
-# %% ../nbs/31_study.ipynb #260c5150
+# %% ../nbs/31_study.ipynb #21aedd8a
 def check_parameters(
     namespace: dict,  # globals() of the notebook, in a cell after the parameters
     before,           # names that existed before the parameters' cell

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'Training', 'make_optimizer', 'make_schedule', 'class_weights', 'cross_entropy', 'fit', 'logits']
 
-# %% ../nbs/02_training.ipynb #5d232218
+# %% ../nbs/02_training.ipynb #1639558a
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 from .data import Images, batches
 
-# %% ../nbs/02_training.ipynb #760fd96d
+# %% ../nbs/02_training.ipynb #11815ee0
 @dataclass(frozen=True)
 class Training:
     "The settings of one training run."
@@ -36,7 +36,7 @@ class Training:
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine", weight_decay=5e-3, class_weights=True,
                           augment=("crop", "flip", "rotate", "erase"))
 
-# %% ../nbs/02_training.ipynb #423d37fd
+# %% ../nbs/02_training.ipynb #3f1d5a3d
 def make_optimizer(params, settings):
     "The optimizer that `settings` (a Training, or an unlearning phase) describes. `ValueError` on an unknown name."
     if settings.optimizer == "sgd":
@@ -52,7 +52,7 @@ def make_schedule(optimizer, settings, steps_per_epoch, total):
     if settings.schedule not in curve: raise ValueError(f"unknown schedule {settings.schedule!r}: use 'onecycle', {', '.join(map(repr, curve))}")
     return lr_scheduler.LambdaLR(optimizer, curve[settings.schedule])
 
-# %% ../nbs/02_training.ipynb #fdb49bb8
+# %% ../nbs/02_training.ipynb #56ae3583
 def class_weights(labels, num_classes: int):
     "Inverse-frequency weights of the classes, float32, 1 on average over the images. `ValueError` if a class has no image."
     counts = torch.bincount(labels, minlength=num_classes)
@@ -63,15 +63,17 @@ def class_weights(labels, num_classes: int):
 
 def cross_entropy(settings: Training, images: Images):
     "The ordinary loss of a training on `images`: a function of (logits, x, y)."
+    weight = None
     def loss(logits, x, y):
-        weight = class_weights(images.labels, logits.shape[1]) if settings.class_weights else None
+        nonlocal weight  # how many classes there are is known from the first logits
+        if settings.class_weights and weight is None: weight = class_weights(images.labels, logits.shape[1])
         return F.cross_entropy(logits, y, weight, label_smoothing=settings.label_smoothing)
     return loss
 
-# %% ../nbs/02_training.ipynb #9b985627
+# %% ../nbs/02_training.ipynb #b872aab8
 def fit(
     model: nn.Module,        # trained in place
-    images: Images,
+    images: Images,          # the training runs on their device
     settings: Training = Training(),
     seed: int = 0,           # of order, augmentation and dropout
     loss=None,               # (logits, x, y) -> scalar; None: cross-entropy as `settings` say
@@ -79,6 +81,7 @@ def fit(
     progress: bool = False,  # a line on stderr: epochs done, time left, loss, accuracy
 ) -> list:                   # a dict an epoch: epoch, loss, accuracy (percent of the augmented training images)
     "Train `model`; the same seed on the same machine gives the same weights. `FloatingPointError` names the epoch and step of a loss that is not finite."
+    if settings.epochs <= 0: raise ValueError(f"epochs is {settings.epochs}: train for more than 0")
     device, rng, history = images.images.device, torch.Generator().manual_seed(seed), []
     loss, cuda = loss or cross_entropy(settings, images), device.type == "cuda"
     model.to(device).train()
@@ -87,9 +90,9 @@ def fit(
     steps_per_epoch = max(1, len(images) // settings.batch_size)
     left = max(1, round(settings.epochs * steps_per_epoch))
     schedule = make_schedule(optimizer, settings, steps_per_epoch, left)
+    epochs = tqdm(range(1, math.ceil(left / steps_per_epoch) + 1), unit="epoch", disable=not progress)
     scaler = torch.amp.GradScaler(device.type, enabled=cuda)
-    epochs = tqdm(range(1, math.ceil(settings.epochs) + 1), unit="epoch", disable=not progress)
-    with torch.random.fork_rng(), torch.backends.cudnn.flags(benchmark=False, deterministic=True):
+    with torch.random.fork_rng(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         torch.manual_seed(seed)
         for epoch in epochs:
             total, right, seen = 0., 0, 0
@@ -110,7 +113,7 @@ def fit(
             epochs.set_postfix(loss=f"{total / seen:.3f}", accuracy=f"{100 * right / seen:.1f} %")
     return history
 
-# %% ../nbs/02_training.ipynb #5bf82eee
+# %% ../nbs/02_training.ipynb #34b7bec4
 @torch.inference_mode()
 def logits(
     model: nn.Module,

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['Batch', 'Run', 'Loss', 'Descend', 'Constraint', 'Freeze', 'Erase', 'Recipe', 'pairs', 'gradient', 'erase', 'repair',
-           'unlearn', 'follow']
+           'stream', 'unlearn', 'follow']
 
-# %% ../nbs/03_unlearn.ipynb #95381544
+# %% ../nbs/03_unlearn.ipynb #b298589c
 import copy, math
 from dataclasses import dataclass, field
 from typing import NamedTuple
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .data import Images, Split, batches
+from .data import Split, batches
 from .training import Training, cross_entropy, fit, logits, make_optimizer
 
-# %% ../nbs/03_unlearn.ipynb #1ba7ff6b
+# %% ../nbs/03_unlearn.ipynb #3769f534
 class Batch(NamedTuple):
     "Normalised images and their labels."
     x: torch.Tensor  # float32, B × C × H × W
@@ -35,7 +36,7 @@ class Run:
     @property
     def params(self): return [p for p in self.student.parameters() if p.requires_grad]
 
-# %% ../nbs/03_unlearn.ipynb #17327577
+# %% ../nbs/03_unlearn.ipynb #a94b481f
 @dataclass(frozen=True)
 class Loss:
     "What the forget batch is taught. This one teaches nothing: the choice of methods that never look at forget labels."
@@ -47,7 +48,7 @@ class Loss:
         "A scalar to descend on retain images; `ordinary` is the training's own loss, a function of (logits, x, y)."
         return ordinary(logits, x, y)
 
-# %% ../nbs/03_unlearn.ipynb #a6a1232a
+# %% ../nbs/03_unlearn.ipynb #a13d7d17
 @dataclass(frozen=True)
 class Descend:
     "Follow the forget loss; add the retain gradient with a weight, where asked for."
@@ -58,7 +59,7 @@ class Descend:
         if self.retain_weight: direction = [f + self.retain_weight * r for f, r in zip(direction, retain_gradient())]
         return direction
 
-# %% ../nbs/03_unlearn.ipynb #47226c9e
+# %% ../nbs/03_unlearn.ipynb #59e52280
 @dataclass(frozen=True)
 class Constraint:
     "What the network may still use. This one allows everything."
@@ -67,7 +68,7 @@ class Constraint:
     def penalty(self, run: Run): return 0.  # added to the loss of a repair phase
     def after_step(self, run: Run): "Called after every optimizer step, in both kinds of phase."
 
-# %% ../nbs/03_unlearn.ipynb #a0eb9228
+# %% ../nbs/03_unlearn.ipynb #d3c332ef
 @dataclass(frozen=True)
 class Freeze(Constraint):
     "Hold every parameter whose name starts with one of `names` exactly where it is."
@@ -82,7 +83,7 @@ class Freeze(Constraint):
     def after_step(self, run):
         for param, value in run.memory[self]: param.copy_(value)
 
-# %% ../nbs/03_unlearn.ipynb #594e1412
+# %% ../nbs/03_unlearn.ipynb #7fdba108
 @dataclass(frozen=True)
 class Erase:
     "The settings of an erase phase."
@@ -107,7 +108,14 @@ class Recipe:
     phases: tuple = ("erase", "repair")   # in this order
     source: str = ""                      # where the settings come from
 
-# %% ../nbs/03_unlearn.ipynb #15d61671
+    def __post_init__(self):
+        # A phase that silently changes nothing has happened in this field; here it cannot be written down.
+        if unknown := set(self.phases) - {"erase", "repair"}: raise ValueError(f"unknown phase {unknown.pop()!r} in recipe {self.name!r}: use 'erase' and 'repair'")
+        if "repair" in self.phases and self.repair is None: raise ValueError(f"recipe {self.name!r} has a repair phase without settings: pass repair=Training(…), or phases=('erase',)")
+        acts = self.erase or any(type(c).erase is not Constraint.erase for c in self.constraints)
+        if "erase" in self.phases and not acts: raise ValueError(f"the erase phase of recipe {self.name!r} would change nothing: pass erase=Erase(…), or phases=('repair',)")
+
+# %% ../nbs/03_unlearn.ipynb #23fde18b
 def pairs(run: Run, settings: Erase):
     "Each forget batch of each pass, beside a random batch of retain images."
     for _ in range(settings.passes):
@@ -142,7 +150,12 @@ def repair(run: Run, recipe: Recipe, seed: int, progress=False):
         for constraint in recipe.constraints: constraint.after_step(run)
     fit(run.student, run.split.retain, recipe.repair, seed, loss, after_step, progress)
 
-# %% ../nbs/03_unlearn.ipynb #c49c21c5
+# %% ../nbs/03_unlearn.ipynb #4227af5e
+def stream(seed: int, phase: int) -> int:
+    "A seed for one phase of unlearning, unlike any that training was given."
+    return int(np.random.SeedSequence([seed, phase, 0x5EED]).generate_state(1)[0])
+
+# %% ../nbs/03_unlearn.ipynb #c8c6022e
 def unlearn(
     model: nn.Module,      # the original network; any torch module from normalised images to logits
     split: Split,          # what to forget, what to retain
@@ -152,16 +165,16 @@ def unlearn(
     after_phase=None,      # called with ("erase" or "repair", student) when a phase ends: to look, not to touch
 ) -> nn.Module:
     "A copy of `model` that has gone through `recipe`. `FloatingPointError` if a loss stops being finite."
-    run = Run(copy.deepcopy(model), copy.deepcopy(model).eval().requires_grad_(False), split, torch.Generator().manual_seed(seed))
+    student, original = (copy.deepcopy(model).to(split.train.images.device) for _ in range(2))
+    run = Run(student, original.eval().requires_grad_(False), split, torch.Generator().manual_seed(stream(seed, len(recipe.phases))))
     for constraint in recipe.constraints: constraint.start(run)
     for i, phase in enumerate(recipe.phases):
         if phase == "erase": erase(run, recipe)
-        elif phase == "repair": repair(run, recipe, seed + 1000 * i, progress)
-        else: raise ValueError(f"unknown phase {phase!r} in recipe {recipe.name!r}: use 'erase' and 'repair'")
+        else: repair(run, recipe, stream(seed, i), progress)
         if after_phase: after_phase(phase, run.student)
     return run.student.eval()
 
-# %% ../nbs/03_unlearn.ipynb #5e4a17b0
+# %% ../nbs/03_unlearn.ipynb #729a6e0a
 def follow(
     model: nn.Module, split: Split, recipe: Recipe, seed: int = 0,
 ) -> tuple:  # the unlearned network; a DataFrame, a row for each phase, of accuracies on retain, forget and test in percent
@@ -170,5 +183,5 @@ def follow(
     def look(phase, student):
         rows[f"{len(rows)} {phase}"] = {part: 100 * (logits(student, images).argmax(1) == images.labels.cpu()).float().mean().item()
                                         for part, images in split.parts.items() if part in ("retain", "forget", "test")}
-    look("original", model)
+    look("original", copy.deepcopy(model))
     return unlearn(model, split, recipe, seed, after_phase=look), pd.DataFrame(rows).T

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['mean_activations', 'PruneActivations', 'activation_pruning']
 
-# %% ../../nbs/methods/16_activation_pruning.ipynb #0962e81e
+# %% ../../nbs/methods/16_activation_pruning.ipynb #2c6608bc
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from ..models import mask_activations, watch_activations
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Constraint, Recipe
 
-# %% ../../nbs/methods/16_activation_pruning.ipynb #22b063ac
+# %% ../../nbs/methods/16_activation_pruning.ipynb #b106ee62
 @torch.no_grad()
 def mean_activations(
     model,           # in eval mode
     images: Images,
-    batch_size: int = 512,
+    batch_size: int = 128,  # all activations of a batch are in memory at once
 ) -> dict:           # (name, call): float32, the output's shape without the batch
     "Each activation's output, averaged over `images`."
     total = {}
@@ -27,7 +27,7 @@ def mean_activations(
         for key, out in watch_activations(model, x).items(): total[key] = total.get(key, 0) + out.sum(0)
     return {key: value / len(images) for key, value in total.items()}
 
-# %% ../../nbs/methods/16_activation_pruning.ipynb #05c871a6
+# %% ../../nbs/methods/16_activation_pruning.ipynb #97b5ebb4
 @dataclass(frozen=True)
 class PruneActivations(Constraint):
     "Mask each activation where its average over the forget set lies above a percentile (paper §3.3)."
@@ -39,7 +39,7 @@ class PruneActivations(Constraint):
         keep = np.linspace(self.first, self.last, len(means)).tolist()
         mask_activations(run.student, {key: mean <= torch.quantile(mean, q) for (key, mean), q in zip(means.items(), keep)})
 
-# %% ../../nbs/methods/16_activation_pruning.ipynb #78d87169
+# %% ../../nbs/methods/16_activation_pruning.ipynb #cc6e079d
 def activation_pruning(
     first: float = 0.99, last: float = 0.90,
     repair: Training = Training(epochs=4, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=1e-3, schedule="cosine",

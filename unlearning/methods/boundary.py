@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['fgsm', 'nearest_other_class', 'NearestBoundary', 'boundary']
 
-# %% ../../nbs/methods/12_boundary.ipynb #c2927f32
+# %% ../../nbs/methods/12_boundary.ipynb #11cc034a
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from ..data import Images
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Erase, Loss, Recipe
 
-# %% ../../nbs/methods/12_boundary.ipynb #09aab0be
+# %% ../../nbs/methods/12_boundary.ipynb #d3b09c60
 def fgsm(
     model,
     images: Images,  # for their normalisation
@@ -40,12 +40,13 @@ class NearestBoundary(Loss):
         target = nearest_other_class(run.original, run.split.forget, *forget, self.bound)
         return F.cross_entropy(run.student(forget.x), target)
 
-# %% ../../nbs/methods/12_boundary.ipynb #7b7d9d15
+# %% ../../nbs/methods/12_boundary.ipynb #ab961aa6
 def boundary(
     bound: float = 0.1,  # the authors'
     erase: Erase = Erase(passes=10, batch_size=64, lr=1e-5, momentum=0.9),  # Chen et al., 2023, §5
     repair: Training = replace(PAPER_TRAINING, epochs=4),
+    phases: tuple = ("erase", "repair"),
     source: str = "the paper's authors (bound), Chen et al., 2023 (erase)",
 ) -> Recipe:
     "Boundary unlearning, its 'shrink' form: the paper's baseline [5]."
-    return Recipe("boundary", loss=NearestBoundary(bound), erase=erase, repair=repair, source=source)
+    return Recipe("boundary", loss=NearestBoundary(bound), erase=erase, repair=repair, phases=phases, source=source)

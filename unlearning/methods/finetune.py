@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['finetune']
 
-# %% ../../nbs/methods/10_finetune.ipynb #999a7c9b
+# %% ../../nbs/methods/10_finetune.ipynb #02e755f5
 from dataclasses import replace
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Recipe
 
-# %% ../../nbs/methods/10_finetune.ipynb #7ae8a50b
+# %% ../../nbs/methods/10_finetune.ipynb #2c43c329
 def finetune(
     repair: Training = replace(PAPER_TRAINING, epochs=10),  # the authors': the original's optimizer for 10 epochs
     source: str = "the paper's authors",

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['dot', 'OrthogonalToRetain', 'Ascend', 'ElasticNet', 'gradient_surgery']
 
-# %% ../../nbs/methods/15_gradient_surgery.ipynb #aa7199c2
+# %% ../../nbs/methods/15_gradient_surgery.ipynb #e9fa87e9
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Constraint, Descend, Erase, Loss, Recipe
 
-# %% ../../nbs/methods/15_gradient_surgery.ipynb #92183b22
+# %% ../../nbs/methods/15_gradient_surgery.ipynb #ee9e97ea
 def dot(a, b):
     "The dot product of two gradients, each a list of tensors; summed in float64."
     return sum((x.double() * y.double()).sum() for x, y in zip(a, b))
@@ -26,13 +26,13 @@ class OrthogonalToRetain(Descend):
         share = (dot(f, r) / square).item() if square > 0 else 0.  # no retain gradient: nothing to protect
         return [a - share * b for a, b in zip(f, r)]
 
-# %% ../../nbs/methods/15_gradient_surgery.ipynb #eda25d8c
+# %% ../../nbs/methods/15_gradient_surgery.ipynb #2596c934
 @dataclass(frozen=True)
 class Ascend(Loss):
     "The negative cross-entropy of the true labels: descending it is gradient ascent."
     def forget(self, run, forget, retain): return -F.cross_entropy(run.student(forget.x), forget.y)
 
-# %% ../../nbs/methods/15_gradient_surgery.ipynb #a42eafe3
+# %% ../../nbs/methods/15_gradient_surgery.ipynb #50a49358
 @dataclass(frozen=True)
 class ElasticNet(Constraint):
     "The ℓ1 part of an elastic net on all weights, in repair (§3.2); the ℓ2 part is the repair's weight decay."
@@ -40,14 +40,15 @@ class ElasticNet(Constraint):
 
     def penalty(self, run): return self.l1 * sum(p.abs().sum() for p in run.params)
 
-# %% ../../nbs/methods/15_gradient_surgery.ipynb #9bb300e3
+# %% ../../nbs/methods/15_gradient_surgery.ipynb #83dd5afd
 def gradient_surgery(
     erase: Erase = Erase(passes=3, batch_size=2048, lr=0.09, momentum=0.95),  # an equal retain batch beside each
     repair: Training = Training(epochs=4, batch_size=1024, optimizer="adamw", lr=2e-3, weight_decay=5e-4, schedule="halving",
                                 augment=PAPER_TRAINING.augment),
     l1: float = 1e-3,
+    phases: tuple = ("erase", "repair"),
     source: str = "the paper's authors",
 ) -> Recipe:
     "Gradient surgery, the paper's second technique (§3.2): it acts on the optimization."
     return Recipe("gradient_surgery", loss=Ascend(), optimization=OrthogonalToRetain(), constraints=(ElasticNet(l1),),
-                  erase=erase, repair=repair, source=source)
+                  erase=erase, repair=repair, phases=phases, source=source)

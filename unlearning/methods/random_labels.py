@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['random_other_labels', 'RandomLabels', 'random_labels']
 
-# %% ../../nbs/methods/11_random_labels.ipynb #21606638
+# %% ../../nbs/methods/11_random_labels.ipynb #df5e3a87
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Erase, Loss, Recipe
 
-# %% ../../nbs/methods/11_random_labels.ipynb #79b81eb6
+# %% ../../nbs/methods/11_random_labels.ipynb #1972fbac
 def random_other_labels(y, num_classes: int, rng: torch.Generator):
     "For each label, one of the other classes, drawn uniformly. int64, same shape."
     return (y + torch.randint(1, num_classes, y.shape, generator=rng).to(y.device)) % num_classes
@@ -24,11 +24,12 @@ class RandomLabels(Loss):
         logits = run.student(forget.x)
         return F.cross_entropy(logits, random_other_labels(forget.y, logits.shape[1], run.rng))
 
-# %% ../../nbs/methods/11_random_labels.ipynb #258d684e
+# %% ../../nbs/methods/11_random_labels.ipynb #1649d895
 def random_labels(
-    erase: Erase = Erase(passes=20, batch_size=512, optimizer="adamw", lr=1e-3),
+    erase: Erase = Erase(passes=20, batch_size=512, lr=0.01, momentum=0.9),
     repair: Training = replace(PAPER_TRAINING, epochs=4),
+    phases: tuple = ("erase", "repair"),
     source: str = "the authors' settings for soft-relabeling",
 ) -> Recipe:
     "Random relabeling of the forget set, then training on retain: a baseline of the paper (§5)."
-    return Recipe("random_labels", loss=RandomLabels(), erase=erase, repair=repair, source=source)
+    return Recipe("random_labels", loss=RandomLabels(), erase=erase, repair=repair, phases=phases, source=source)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['distillation', 'AwayFromTeacher', 'scrub']
 
-# %% ../../nbs/methods/13_scrub.ipynb #86cf98bb
+# %% ../../nbs/methods/13_scrub.ipynb #92d67f4e
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Erase, Loss, Recipe
 
-# %% ../../nbs/methods/13_scrub.ipynb #8c3e888c
+# %% ../../nbs/methods/13_scrub.ipynb #68743370
 def distillation(
     student, teacher,      # logits, N × classes
     temperature: float = 1.,
@@ -21,7 +21,7 @@ def distillation(
     log_p = [(z / temperature).log_softmax(1) for z in (student, teacher)]
     return F.kl_div(*log_p, reduction="batchmean", log_target=True) * temperature**2
 
-# %% ../../nbs/methods/13_scrub.ipynb #38db401e
+# %% ../../nbs/methods/13_scrub.ipynb #456a8f01
 @dataclass(frozen=True)
 class AwayFromTeacher(Loss):
     "Away from the original's output on forget; towards it, and the labels, on retain."
@@ -37,12 +37,12 @@ class AwayFromTeacher(Loss):
         with torch.no_grad(): teacher = run.original(x)
         return self.alpha * distillation(logits, teacher, self.temperature) + self.gamma * ordinary(logits, x, y)
 
-# %% ../../nbs/methods/13_scrub.ipynb #7690dc24
+# %% ../../nbs/methods/13_scrub.ipynb #615e9077
 def scrub(
     loss: AwayFromTeacher = AwayFromTeacher(),  # the authors': α 0.1, γ 3, temperature 1; Kurmanji et al.: 0.001, 0.99, 4
     erase: Erase = Erase(passes=1, batch_size=512, optimizer="adamw", lr=1e-3, weight_decay=5e-3),
     repair: Training = replace(PAPER_TRAINING, epochs=1),
-    rounds: int = 5,                            # erase-repair rounds after the first repair; with one epoch each, 10 epochs and more
+    rounds: int = 5,                            # erase-repair rounds after the first repair
     source: str = "the paper's authors",
 ) -> Recipe:
     "SCRUB, the paper's baseline [12]: repair, then erase and repair in turn."

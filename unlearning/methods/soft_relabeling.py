@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['soft_targets', 'SoftRelabel', 'soft_relabeling']
 
-# %% ../../nbs/methods/14_soft_relabeling.ipynb #2f30744e
+# %% ../../nbs/methods/14_soft_relabeling.ipynb #612a988b
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Erase, Loss, Recipe
 
-# %% ../../nbs/methods/14_soft_relabeling.ipynb #fb9dddf2
+# %% ../../nbs/methods/14_soft_relabeling.ipynb #d9f11fe2
 def soft_targets(
     forget_outputs,  # logits of the original, float32 F × classes
     retain_outputs,  # logits of the original, float32 R × classes
@@ -20,7 +20,7 @@ def soft_targets(
     temperature: float = 1.,
 ):                   # float32 F × classes, rows sum to 1
     "Labels of retain images, weighted by their similarity to each forget image (paper §3.1)."
-    weights = (-torch.cdist(forget_outputs, retain_outputs) / temperature).softmax(1)
+    weights = (-torch.cdist(forget_outputs, retain_outputs, compute_mode="donot_use_mm_for_euclid_dist") / temperature).softmax(1)
     return weights @ F.one_hot(retain_labels, forget_outputs.shape[1]).to(weights)
 
 @dataclass(frozen=True)
@@ -33,12 +33,13 @@ class SoftRelabel(Loss):
             target = soft_targets(run.original(forget.x), run.original(retain.x), retain.y, self.temperature)
         return F.cross_entropy(run.student(forget.x), target)
 
-# %% ../../nbs/methods/14_soft_relabeling.ipynb #28cfb570
+# %% ../../nbs/methods/14_soft_relabeling.ipynb #9d8cbf63
 def soft_relabeling(
     temperature: float = 1.,
-    erase: Erase = Erase(passes=20, batch_size=512, optimizer="adamw", lr=1e-3),  # 20 passes are the authors'
+    erase: Erase = Erase(passes=20, batch_size=512, lr=0.01, momentum=0.9),  # 20 passes are the authors'
     repair: Training = replace(PAPER_TRAINING, epochs=4),
+    phases: tuple = ("erase", "repair"),
     source: str = "the paper's authors; its rate, batch and repair length are unknown and ours",
 ) -> Recipe:
     "Soft-relabeling, the paper's first technique (§3.1): it acts on the loss."
-    return Recipe("soft_relabeling", loss=SoftRelabel(temperature), erase=erase, repair=repair, source=source)
+    return Recipe("soft_relabeling", loss=SoftRelabel(temperature), erase=erase, repair=repair, phases=phases, source=source)
