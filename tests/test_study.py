@@ -20,7 +20,7 @@ from unlearning.metrics.membership_inference import svc_mia
 from unlearning.report import ATTACKS, forget_table, mia_table, plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, protocol, save_report, summary
 from unlearning.study import Study, check_parameters, network_tasks, run_study
 from unlearning.training import Training
-from unlearning.unlearn import Erase, Recipe
+from unlearning.unlearn import Erase, Recipe, stream
 
 REPAIR = Training(epochs=1, batch_size=32, lr=0.05, augment=())
 RECIPES = dict(finetune=finetune(REPAIR), random_labels=random_labels(Erase(1, 20, lr=0.01), REPAIR))
@@ -214,7 +214,7 @@ def test_diverging_method_is_reported_and_the_tables_stand(copied, phase):
 class LosesOneSeed(RandomLabels):
     seed: int = 1
     def forget(self, run, forget, retain):
-        return super().forget(run, forget, retain) * (float('nan') if run.rng.initial_seed() == self.seed else 1)
+        return super().forget(run, forget, retain) * (float('nan') if run.rng.initial_seed() == stream(self.seed, phase=2) else 1)  # of a recipe with phases 0 and 1
 
 
 @pytest.mark.parametrize('seeds', [2, 3])
@@ -229,7 +229,6 @@ def test_one_lost_seed_leaves_the_others(copied, seeds):
     figures(results)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason='the logits of a network are stored without a look at them, and the attack then stops the study')
 def test_network_that_diverges_in_its_last_step_is_a_lost_seed(copied):
     """No later loss reveals it, only the logits."""
     results = run(tiny(copied, recipes=RECIPES | dict(wild=finetune(replace(REPAIR, epochs=0.01, lr=1e38, schedule='constant')))))
@@ -243,10 +242,9 @@ def test_failing_code_is_not_a_lost_seed(copied):
 
 # Names
 
-@pytest.mark.xfail(strict=True, reason='Study takes any name, and the record lands outside the folder or nowhere')
 @pytest.mark.parametrize('name', ['a/b', '../up'])
 def test_row_name_that_is_no_file_name_is_refused(tmp_path, name):
-    with pytest.raises(ValueError, match='recipe'): run(tiny(tmp_path, recipes={name: RECIPES['finetune']}))
+    with pytest.raises(ValueError, match='cannot name a row'): run(tiny(tmp_path, recipes={name: RECIPES['finetune']}))
     assert list(tmp_path.glob('*.safetensors')) == []
 
 
@@ -268,7 +266,7 @@ def test_frames_have_their_columns(finished):
     assert list(results.networks.columns) == ['method', 'seed', 'RA', 'TA', 'UA', 'correctness', 'confidence', 'entropy', 'm_entropy', 'prob', 'seconds']
     assert sorted(zip(results.networks.method, results.networks.seed)) == sorted([('original', 0), *((m, k) for m in ('retrain', *RECIPES) for k in (0, 1))])
     assert list(results.quality.columns) == ['method', 'protocol', 'F', 'ceiling', 'ceiling_sd', 'total']
-    assert sorted(zip(results.quality.method, results.quality.protocol)) == sorted((m, p) for m in ('original', *RECIPES) for p in ('paper', 'challenge'))
+    assert sorted(zip(results.quality.method, results.quality.protocol)) == sorted((m, p) for m in RECIPES for p in ('paper', 'challenge'))
     scores = results.networks.drop(columns=['method', 'seconds', 'seed'])
     assert ((scores >= 0) & (scores <= 100)).all(axis=None) and (results.networks.seconds > 0).all()
     assert results.failures == {} and results.facts['K'] == 2 and results.facts['forget'] == len(finished[0].split.forget)

@@ -7,7 +7,7 @@ __all__ = ['FIELDS', 'CHALLENGE', 'SOURCES', 'AUGMENTATIONS', 'Images', 'Split',
            'check_forget', 'draw_balanced', 'make_split', 'project_root', 'data_root', 'load_split', 'tuning_split',
            'crop', 'flip', 'rotate', 'erase', 'batches']
 
-# %% ../nbs/00_data.ipynb #f5f19b4a
+# %% ../nbs/00_data.ipynb #57c693ae
 import hashlib, json, os, urllib.error
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 from torchvision import datasets as tvd
 from torchvision.datasets.utils import check_integrity, download_url
 
-# %% ../nbs/00_data.ipynb #069b71c4
+# %% ../nbs/00_data.ipynb #f12a2f1b
 @dataclass(frozen=True, eq=False)
 class Images:
     "Labelled images in memory, with the channel statistics that normalise them."
@@ -50,7 +50,7 @@ class Images:
     def normalize(self, pixels): return (pixels - self.mean[:, None, None]) / self.std[:, None, None]
     def pixels(self, x): return x * self.std[:, None, None] + self.mean[:, None, None]
 
-# %% ../nbs/00_data.ipynb #fa0ccb82
+# %% ../nbs/00_data.ipynb #ce135cbf
 @dataclass(frozen=True, eq=False)
 class Split:
     "A data set divided for unlearning: train = retain + forget, and images never trained on."
@@ -86,7 +86,7 @@ class Split:
         sizes = ", ".join(f"{k} {len(part):,}" for k, part in self.parts.items())
         return f"Split({self.name}: {sizes}; {len(self.classes)} classes; images {' × '.join(map(str, self.image_shape))})"
 
-# %% ../nbs/00_data.ipynb #d23f6531
+# %% ../nbs/00_data.ipynb #f00dd5ca
 FIELDS = ("images", "labels", "indices", "mean", "std", "identities")
 
 def save_split(split: Split, path) -> Path:
@@ -113,7 +113,7 @@ def shared_split(path: str, device: str = "cpu") -> Split:
     "The split in a file, read once a process however often it is asked for."
     return read_split(path).to(device)
 
-# %% ../nbs/00_data.ipynb #f4616e84
+# %% ../nbs/00_data.ipynb #afbb614f
 def check_forget(
     forget,      # positions in the training set
     n: int,      # size of the training set
@@ -132,7 +132,7 @@ def check_forget(
     if len(values) == n: raise ValueError(f"forget names all {n} training images: nothing would be retained; leave some out")
     return values.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #9f7cbf39
+# %% ../nbs/00_data.ipynb #c6179ddc
 def draw_balanced(
     labels,          # int, N
     n: int,          # how many to draw
@@ -147,7 +147,7 @@ def draw_balanced(
     take[np.argsort(take - share, kind="stable")[:n - take.sum()]] += 1
     return np.sort(np.concatenate([rng.choice(np.flatnonzero(labels == c), k, replace=False) for c, k in zip(classes, take)]))
 
-# %% ../nbs/00_data.ipynb #a06d94bf
+# %% ../nbs/00_data.ipynb #e75391d5
 def make_split(
     train: Images, test: Images,
     forget,                     # positions in train to forget: integers
@@ -171,7 +171,7 @@ def make_split(
     classes = tuple(map(str, range(int(labels.max()) + 1) if classes is None else classes))
     return Split(name, classes, train[np.union1d(retain, forget)], train[retain], train[forget], test, train[held] if val else None)
 
-# %% ../nbs/00_data.ipynb #27406fc7
+# %% ../nbs/00_data.ipynb #4af04a11
 def project_root() -> Path:
     "The nearest folder, from here upwards, that holds the project's settings.ini; the current folder if there is none."
     here = Path.cwd()
@@ -189,7 +189,7 @@ def data_root(
     raise ValueError(f"{origin} names the folder {str(named)!r}, which is neither {tried[0].absolute()} nor {tried[1]}: "
                      "create it, or unset it to use data/")
 
-# %% ../nbs/00_data.ipynb #7638a231
+# %% ../nbs/00_data.ipynb #fb586bd5
 def _with_statistics(images, labels, like=None, identities=None) -> Images:
     "`Images` from arrays; the channel statistics are those of `like` (the training set), or their own."
     images, labels = torch.as_tensor(np.ascontiguousarray(images)), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
@@ -202,7 +202,7 @@ def _with_statistics(images, labels, like=None, identities=None) -> Images:
     else: mean, std = like.mean, like.std
     return Images(images, labels, torch.arange(len(labels)), mean.float(), std.float(), identities)
 
-# %% ../nbs/00_data.ipynb #7bfce807
+# %% ../nbs/00_data.ipynb #98df1122
 def _digits(root):
     "scikit-learn's digits: 898 to train on, 899 to test on, divided once and for all."
     pixels, labels = load_digits(return_X_y=True)
@@ -212,7 +212,7 @@ def _digits(root):
     train = _with_statistics(images[keep], labels[keep])
     return train, _with_statistics(images[rest], labels[rest], like=train), tuple("0123456789")
 
-# %% ../nbs/00_data.ipynb #ed867bac
+# %% ../nbs/00_data.ipynb #1f1edb86
 def _cifar10(root):
     "CIFAR-10 through torchvision: 50,000 to train on, 10,000 to test on."
     folder = root / tvd.CIFAR10.base_folder
@@ -229,7 +229,7 @@ def _cifar10(root):
     train = _with_statistics(sets[0].data.transpose(0, 3, 1, 2), sets[0].targets)
     return train, _with_statistics(sets[1].data.transpose(0, 3, 1, 2), sets[1].targets, like=train), tuple(sets[0].classes)
 
-# %% ../nbs/00_data.ipynb #6c26c3d6
+# %% ../nbs/00_data.ipynb #38370509
 def _decode(path, size):
     "One image file as an H × W × 3 byte array."
     try: image = tvd.folder.pil_loader(path)
@@ -240,7 +240,8 @@ def _folder(root, image_size=None):
     "An ImageFolder tree with train/ and test/; also returns the training images' paths relative to train/."
     for part in ("train", "test"):
         if not (root / part).is_dir(): raise ValueError(f"{root / part} is missing: a folder data set has train/<class>/… and test/<class>/…")
-    sets = [tvd.ImageFolder(root / part) for part in ("train", "test")]
+    try: sets = [tvd.ImageFolder(root / part) for part in ("train", "test")]
+    except FileNotFoundError as e: raise ValueError(f"{root} has a class without images ({e}): add images, or remove its folder") from e
     if sets[0].classes != sets[1].classes:
         raise ValueError(f"train/ and test/ differ in their classes: {sorted(set(sets[0].classes) ^ set(sets[1].classes))} lie in one of them only")
     def read(s):
@@ -252,7 +253,7 @@ def _folder(root, image_size=None):
     paths = [Path(p).relative_to(root / "train").as_posix() for p, _ in sets[0].samples]
     return train, _with_statistics(read(sets[1]), sets[1].targets, like=train), tuple(sets[0].classes), paths
 
-# %% ../nbs/00_data.ipynb #f47f5599
+# %% ../nbs/00_data.ipynb #91ef644a
 CHALLENGE = dict(url="https://storage.googleapis.com/unlearning-challenge/forget_idx.npy",
                  sha256="d9cece6f3d433e0d53438c709667f62f9f79b15260e3001c82adb5a9513a52cc")
 
@@ -270,7 +271,7 @@ def _challenge_indices(root):
         raise ValueError(f"{path} is not the challenge's file (sha256 {found[:12]}…, not {CHALLENGE['sha256'][:12]}…): delete it and run again")
     return np.load(path, allow_pickle=False)
 
-# %% ../nbs/00_data.ipynb #53d0c2e7
+# %% ../nbs/00_data.ipynb #0396aed4
 def _read_forget_file(path, paths):
     "Positions from a .npy of integers, or a .txt with one position (or, for a folder, one relative path) a line."
     path = Path(path).expanduser()
@@ -290,7 +291,7 @@ def _read_forget_file(path, paths):
         raise ValueError(f"{path} names {bad[0]!r}, which is not an image under train/: write paths like {paths[0]!r}")
     return np.array([position[s] for s in lines], dtype=np.int64)
 
-# %% ../nbs/00_data.ipynb #38003a85
+# %% ../nbs/00_data.ipynb #063e5d3e
 SOURCES = {"digits": _digits, "cifar10": _cifar10, "folder": _folder}  # each gives train, test, class names (and paths)
 
 def load_split(
@@ -319,7 +320,7 @@ def load_split(
         forget = np.sort(np.random.default_rng([seed, 0]).choice(len(train), int(forget), replace=False))
     return make_split(train, test, forget, classes, dataset, val, subset, seed)
 
-# %% ../nbs/00_data.ipynb #4710545d
+# %% ../nbs/00_data.ipynb #770a7f7a
 def tuning_split(
     split: Split,
     val: int,        # images of retain to hold out, in the place of the test set
@@ -334,7 +335,7 @@ def tuning_split(
     keep = np.setdiff1d(np.arange(len(labels)), held)
     return make_split(split.train[keep], split.train[held], np.searchsorted(keep, forget), split.classes, f"{split.name} (tuning)")
 
-# %% ../nbs/00_data.ipynb #470dd880
+# %% ../nbs/00_data.ipynb #51c76f13
 def crop(x, rng):
     "Shift each image by up to an eighth of its size, zeros coming in at the border (4 pixels at 32 × 32)."
     n, _, h, w = x.shape
@@ -348,7 +349,7 @@ def flip(x, rng):
     mirrored = torch.rand(len(x), generator=rng) < 0.5
     return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
 
-# %% ../nbs/00_data.ipynb #7d151d68
+# %% ../nbs/00_data.ipynb #b9335fd0
 def rotate(x, rng, degrees=15):
     "Rotate each image by an angle drawn from ±`degrees`, bilinear, zeros outside."
     angle = (torch.rand(len(x), generator=rng) * 2 - 1) * (degrees * torch.pi / 180)
@@ -369,7 +370,7 @@ def erase(x, rng, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)):
 
 AUGMENTATIONS = {"crop": crop, "flip": flip, "rotate": rotate, "erase": erase}
 
-# %% ../nbs/00_data.ipynb #01f10368
+# %% ../nbs/00_data.ipynb #224b4e70
 def batches(
     images: Images,
     size: int,                           # images a batch

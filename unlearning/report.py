@@ -7,16 +7,17 @@ __all__ = ['NAMES', 'ATTACKS', 'PAPER_NAMES', 'mean_gap', 'bootstrap_error', 'su
            'save_report', 'plot_losses', 'plot_accuracy', 'plot_mia_gaps', 'plot_forget_quality', 'plot_tradeoff',
            'paper_tables', 'paper_summary', 'beside_paper', 'plot_beside_paper', 'recompute_paper']
 
-# %% ../nbs/32_report.ipynb #8ea97551
+# %% ../nbs/32_report.ipynb #4709bea9
 from importlib.resources import files
 from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .metrics.membership_inference import PAPER_ATTACKS, mia_gaps
+from .metrics.forget_quality import PROTOCOLS
 from .study import Results
 
-# %% ../nbs/32_report.ipynb #44372321
+# %% ../nbs/32_report.ipynb #0c7fb1dc
 NAMES = {"retrain": "Retrain", "original": "No Unlearning", "finetune": "Finetune", "random_labels": "Random Labels", "scrub": "SCRUB", "boundary": "Boundary Unlearning",
          "soft_relabeling": "Soft-Relabeling", "gradient_surgery": "Gradient Surgery", "activation_pruning": "Activation Pruning",
          "soft+surgery": "Soft + Surgery", "soft+pruning": "Soft + Pruning", "surgery+pruning": "Surgery + Pruning", "soft+surgery+pruning": "Soft + Surgery + Pruning"}
@@ -30,7 +31,7 @@ def bootstrap_error(scores, target, draws=200, seed=0):
     again = lambda frame: frame.iloc[rng.integers(0, len(frame), len(frame))]
     return np.std([mean_gap(again(scores), again(target)) for _ in range(draws)])
 
-# %% ../nbs/32_report.ipynb #0bff3dcc
+# %% ../nbs/32_report.ipynb #81ec61b3
 def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers only; percent, points and seconds
     "Means and standard deviations over seeds, gaps to Retrain, forget quality with its ceiling, and time."
     groups, rows = dict(list(results.networks.groupby("method", sort=False))), {}
@@ -41,12 +42,13 @@ def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers
                         "mean_gap": gaps["mean"], "largest_gap": gaps["largest"], "seeds": len(frame),
                         "mean_gap_se": bootstrap_error(frame[list(ATTACKS)], target[list(ATTACKS)]) if method != "retrain" else 0.,
                         "time": 100 * frame.seconds.mean() / target.seconds.mean()}
-    quality = results.quality.pivot(index="method", columns="protocol", values=["F", "ceiling", "ceiling_sd", "total"])
-    quality.columns = [f"{value}_{protocol}" for value, protocol in quality.columns]
+    columns = [(value, protocol) for value in ("F", "ceiling", "ceiling_sd", "total") for protocol in PROTOCOLS]
+    quality = results.quality.pivot(index="method", columns="protocol", values=["F", "ceiling", "ceiling_sd", "total"]).reindex(columns=columns)
+    quality.columns = [f"{value}_{protocol}" for value, protocol in columns]
     order = ["retrain", *(m for m in groups if m not in ("retrain", "original")), "original"]  # the paper's order
     return pd.DataFrame(rows).T.join(quality).loc[order]
 
-# %% ../nbs/32_report.ipynb #70ca69c7
+# %% ../nbs/32_report.ipynb #057922a2
 def _label(table): return table.rename(index=NAMES).rename_axis(index=None)
 def _spread(s, column, digits=1): return [f"{m:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "") for m, sd in zip(s[column], s[f"{column}_sd"])]
 
@@ -58,7 +60,7 @@ def mia_table(results: Results) -> pd.DataFrame:
     table["largest gap ↓"] = s.largest_gap.map("{:.1f}".format)
     return _label(table)
 
-# %% ../nbs/32_report.ipynb #a027344a
+# %% ../nbs/32_report.ipynb #6256a106
 def forget_table(results: Results) -> pd.DataFrame:
     "Accuracy, F-score with its ceiling under both protocols, total score and time, in the form of the paper's Tables 2 and 4."
     s = summary(results)
@@ -72,7 +74,7 @@ def forget_table(results: Results) -> pd.DataFrame:
     table["seeds"] = s.seeds.astype(int)
     return _label(table)
 
-# %% ../nbs/32_report.ipynb #0d948396
+# %% ../nbs/32_report.ipynb #57c0625d
 def protocol(results: Results) -> str:
     "One paragraph: data, sizes, network, training, K, attack, hardware and versions."
     f, e, t = results.facts, results.facts["environment"], results.facts["training"]
@@ -84,7 +86,7 @@ def protocol(results: Results) -> str:
     lost = [f"{NAMES.get(m, m)} seed {k}: {why}" for (m, k), why in results.failures.items()]
     return text + (" Lost seeds: " + "; ".join(lost) + "." if lost else "")
 
-# %% ../nbs/32_report.ipynb #5b93a8c2
+# %% ../nbs/32_report.ipynb #5dd700b7
 def save_report(results: Results, folder) -> Path:
     "Write networks.csv, quality.csv, summary.csv and tables.txt (the tables as plain text) to a folder."
     folder = Path(folder)
@@ -96,7 +98,7 @@ def save_report(results: Results, folder) -> Path:
     (folder / "tables.txt").write_text(text)
     return folder / "tables.txt"
 
-# %% ../nbs/32_report.ipynb #9a7d5619
+# %% ../nbs/32_report.ipynb #afb829ce
 def plot_losses(results: Results, methods=("original", "retrain", "soft_relabeling", "gradient_surgery", "activation_pruning"), width=2.4):
     "Distribution of the cross-entropy of forget and test images, one network for each method (the paper's Figure 4)."
     methods = [m for m in methods if m in results.losses]
@@ -110,7 +112,7 @@ def plot_losses(results: Results, methods=("original", "retrain", "soft_relabeli
     axes[0, 0].set_ylabel("share of the images [%]"); axes[0, 0].legend(fontsize=7)
     return fig
 
-# %% ../nbs/32_report.ipynb #4fabf5e5
+# %% ../nbs/32_report.ipynb #73673124
 def plot_accuracy(results: Results):
     "RA, TA and UA by method, mean ± sd; lines: Retrain (the paper's Figures 5a and 6a)."
     s, fig = summary(results), plt.figure(figsize=(9, 3))
@@ -126,7 +128,7 @@ def _methods_below(ax, x, s):
     ax.set_xticks(x, [NAMES.get(m, m) for m in s.index], rotation=30, ha="right", fontsize=8)
     return ax.figure
 
-# %% ../nbs/32_report.ipynb #b641cc97
+# %% ../nbs/32_report.ipynb #59b9f809
 def plot_mia_gaps(results: Results):
     "The mean gap of the four attacks to Retrain, ± bootstrap error, and each attack's own (the paper's Figures 5b and 6b)."
     s = summary(results).drop("retrain")
@@ -147,7 +149,7 @@ def plot_forget_quality(results: Results):
     ax.set(ylabel="forget quality F"); ax.legend(fontsize=7)
     return _methods_below(ax, x, s)
 
-# %% ../nbs/32_report.ipynb #91db8a1f
+# %% ../nbs/32_report.ipynb #74a2d3af
 def plot_tradeoff(results: Results):
     "Test accuracy against Retrain's, over F in percent of its ceiling; the area of a disc is the time it takes."
     s = summary(results)
@@ -164,7 +166,7 @@ def plot_tradeoff(results: Results):
     ax.figure.tight_layout()
     return ax.figure
 
-# %% ../nbs/32_report.ipynb #470cf267
+# %% ../nbs/32_report.ipynb #6d011e72
 PAPER_NAMES = {"SCRUBS": "scrub", "Forget Pruning": "activation_pruning", **{v: k for k, v in NAMES.items()}}
 
 def paper_tables() -> pd.DataFrame:
@@ -196,7 +198,7 @@ def plot_beside_paper(results: Results, dataset: str):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/32_report.ipynb #04d45dbe
+# %% ../nbs/32_report.ipynb #d2597991
 def recompute_paper(dataset: str) -> pd.DataFrame:
     "What the paper prints for the mean gap and the total score, and what follows from its own scores."
     p = paper_summary(dataset)

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'MEASURE_COST', 'Study', 'network_tasks', 'Maker', 'load_state', 'Measurer', 'Results', 'cross_entropy_of',
            'forget_qualities', 'run_study', 'collect', 'check_parameters']
 
-# %% ../nbs/31_study.ipynb #95815801
+# %% ../nbs/31_study.ipynb #cfd0b349
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +16,13 @@ import torch
 from .data import Split, save_split, shared_split
 from .ensemble import Store, Task, describe, environment, progress_bar, run_tasks
 from .metrics.accuracy import accuracy
-from .metrics.forget_quality import forget_quality, statistic, total_score
+from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia
 from .models import create_model
 from .training import Training, fit, logits
 from .unlearn import unlearn
 
-# %% ../nbs/31_study.ipynb #c874bc13
+# %% ../nbs/31_study.ipynb #26716731
 @dataclass(frozen=True, eq=False)
 class Study:
     "What is compared, on which images, with how many seeds, and where the results lie."
@@ -42,7 +42,7 @@ class Study:
         for name in self.recipes: Task(name, 0, {})  # refuses names that cannot stand in a file's
         if taken := {"original", "retrain"} & set(self.recipes): raise ValueError(f"a recipe may not be named {taken.pop()!r}: the study has such a row")
 
-# %% ../nbs/31_study.ipynb #fe990f95
+# %% ../nbs/31_study.ipynb #1874713e
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
     "The networks of a study: one original, K retrained, K for each recipe."
     split, t = study.split, study.training
@@ -58,7 +58,7 @@ def network_tasks(study: Study) -> dict:  # name of the row: its tasks
         tasks[name] = [Task(name, k, settings, cost(recipe)) for k in range(study.seeds)]
     return tasks
 
-# %% ../nbs/31_study.ipynb #34788972
+# %% ../nbs/31_study.ipynb #52361952
 @dataclass(frozen=True)
 class Maker:
     "Makes any network of a study, in whatever process it finds itself."
@@ -100,7 +100,7 @@ PARTS = {"retain": "RA", "test": "TA", "forget": "UA"}  # and the names of the a
 def load_state(model, arrays):
     model.load_state_dict({k.removeprefix("weights/"): torch.from_numpy(v) for k, v in arrays.items() if k.startswith("weights/")})
 
-# %% ../nbs/31_study.ipynb #52681c09
+# %% ../nbs/31_study.ipynb #41d2f330
 @dataclass(frozen=True)
 class Measurer:
     "Accuracy and membership inference of one stored network."
@@ -115,7 +115,7 @@ class Measurer:
         scores = {name: accuracy(*pairs[part]) for part, name in PARTS.items()}
         return {}, scores | svc_mia(*pairs["retain"], *pairs["test"], *pairs["forget"], samples=self.samples)
 
-# %% ../nbs/31_study.ipynb #d7b4c80e
+# %% ../nbs/31_study.ipynb #795373f2
 @dataclass(frozen=True, eq=False)
 class Results:
     "What a study found."
@@ -133,13 +133,13 @@ def forget_qualities(study, networks, statistics):
     mean, rows = networks.groupby("method")[["RA", "TA"]].mean(), []
     for method, values in statistics.items():
         if method == "retrain" or len(values) < 2: continue  # the original is one network, which has no distribution
-        for protocol in ("paper", "challenge"):
+        for protocol in PROTOCOLS:
             q = forget_quality(values, statistics["retrain"], protocol, study.permutations)
             total = total_score(q.F, mean.RA[method], mean.RA["retrain"], mean.TA[method], mean.TA["retrain"])
             rows.append(dict(method=method, protocol=protocol, F=q.F, ceiling=q.ceiling, ceiling_sd=q.ceiling_sd, total=total))
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["method", "protocol", "F", "ceiling", "ceiling_sd", "total"])
 
-# %% ../nbs/31_study.ipynb #995222a4
+# %% ../nbs/31_study.ipynb #21c6f6cd
 def run_study(
     study: Study,
     progress: bool = True,  # one line on stderr
@@ -166,7 +166,7 @@ def run_study(
 
 MEASURE_COST = 5000  # one attack takes about as long as training on this many images
 
-# %% ../nbs/31_study.ipynb #3566cc4e
+# %% ../nbs/31_study.ipynb #2146f171
 def collect(study, tasks, measured, store, failures) -> Results:
     "The frames of a study, from the records in its folder."
     rows, statistics, losses, labels = [], {}, {}, {part: getattr(study.split, part).labels.cpu().numpy() for part in PARTS}
@@ -182,7 +182,7 @@ def collect(study, tasks, measured, store, failures) -> Results:
                  permutations=study.permutations, device=study.device, training=describe(study.training), recipes=describe(study.recipes), environment=environment())
     return Results(networks, forget_qualities(study, networks, statistics), statistics, losses, facts, {(t.method, t.seed): why for t, why in failures.items()})
 
-# %% ../nbs/31_study.ipynb #21aedd8a
+# %% ../nbs/31_study.ipynb #4fdbc0c2
 def check_parameters(
     namespace: dict,  # globals() of the notebook, in a cell after the parameters
     before,           # names that existed before the parameters' cell
