@@ -167,11 +167,10 @@ def test_killed_study_goes_on_to_the_same_logits(tmp_path, finished, after):
 def test_part_file_is_not_a_record(copied, finished):
     task = network_tasks(tiny(copied))['finetune'][1]
     path = Store(copied).path(task)
-    whole = path.read_bytes()
     path.rename(f'{path}.123.part')
     assert task not in Store(copied)
     run(tiny(copied))
-    assert load_file(path).keys() and path.stat().st_size == len(whole)
+    assert load_file(path).keys()
     assert_same_logits(logits_of(copied), logits_of(finished[0].folder))
 
 
