@@ -1,6 +1,7 @@
 """Writes README.md and its pictures from nbs/index.ipynb, by nbconvert: `python nbs/readme.py`. (nbdev's own command needs Quarto, which is not on PyPI.)"""
 import posixpath, re
 from pathlib import Path
+import nbformat
 from nbconvert import MarkdownExporter
 from traitlets.config import Config
 
@@ -11,7 +12,9 @@ CONFIG = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=["hid
 
 def render(notebook: Path) -> tuple[str, dict[str, bytes]]:
     "The README's text, with links as seen from the root, and its pictures by their path from the root."
-    text, resources = MarkdownExporter(config=CONFIG).from_filename(str(notebook))
+    nb = nbformat.read(notebook, as_version=4)
+    nb.metadata["language_info"] = {"name": "python"}  # for the fences; nbdev_clean takes it out of the file
+    text, resources = MarkdownExporter(config=CONFIG).from_notebook_node(nb)
     def from_root(m): return f"]({posixpath.normpath('nbs/' + m[1])}{m[2]})"
     text = re.sub(r"\]\((?![a-z]+:|[#/])([^)\s#]+)([^)]*)\)", from_root, text)
     pictures = {posixpath.join("nbs", name): data for name, data in resources["outputs"].items()}

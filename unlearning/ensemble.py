@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['describe', 'hash_of', 'Task', 'environment', 'Store', 'run_tasks', 'progress_bar']
 
-# %% ../nbs/30_ensemble.ipynb #ebe8584e
+# %% ../nbs/30_ensemble.ipynb #bedc3124
 import hashlib, inspect, json, os, platform, re, sys, time, uuid
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 import unlearning
 
-# %% ../nbs/30_ensemble.ipynb #b33d1773
+# %% ../nbs/30_ensemble.ipynb #631f6b02
 def _kind(cls):
     "A class's name; for one from outside this package, with a hash of its source, since it may be edited between two runs."
     if cls.__module__.startswith("unlearning."): return cls.__qualname__
@@ -35,7 +35,7 @@ def hash_of(settings) -> str:
     "16 hex digits that name these settings."
     return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/30_ensemble.ipynb #af9bd5e3
+# %% ../nbs/30_ensemble.ipynb #2bac1b4f
 @dataclass(frozen=True)
 class Task:
     "One network (or one measurement of one), and everything that determines it."
@@ -59,7 +59,7 @@ def environment() -> dict:
     return dict(unlearning=unlearning.__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version(), cpu=cpu, cores=cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
 
-# %% ../nbs/30_ensemble.ipynb #dfbe18d7
+# %% ../nbs/30_ensemble.ipynb #29953220
 class Store:
     "A folder of records."
     def __init__(self, folder):
@@ -84,7 +84,7 @@ class Store:
         except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
             raise ValueError(f"{self.path(task)} is damaged ({e}): delete it and run again") from e
 
-# %% ../nbs/30_ensemble.ipynb #3fed6268
+# %% ../nbs/30_ensemble.ipynb #507632cd
 def _compute(make, task, store):
     if task in store: return task, None  # another run on this folder was faster
     threads, start = torch.get_num_threads(), time.perf_counter()
@@ -112,6 +112,7 @@ def run_tasks(
         if progress is not None: progress.done(task)
     return failed
 
+# %% ../nbs/30_ensemble.ipynb #179e747e
 class progress_bar(tqdm):
     "One line on stderr for a whole study: what was finished last, the share done, the time gone and left."
     def __init__(self, tasks, disable=False):
