@@ -6,7 +6,7 @@
 __all__ = ['NETWORKS', 'ACTIVATIONS', 'ResidualBlock', 'small_resnet', 'create_model', 'MaskedActivation', 'activations',
            'watch_activations', 'mask_activations', 'save_weights', 'load_weights']
 
-# %% ../nbs/01_models.ipynb #72a95a7a
+# %% ../nbs/01_models.ipynb #c548e8e1
 import os, re
 from pathlib import Path
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 from safetensors.torch import load_file, save_file
 from torchvision.models import VisionTransformer, resnet18, resnet50
 
-# %% ../nbs/01_models.ipynb #97e8c7da
+# %% ../nbs/01_models.ipynb #b2dddd89
 class ResidualBlock(nn.Module):
     "Two 3 × 3 convolutions around a shortcut; each of the two activations is a module of its own."
     def __init__(self, c_in, c_out, stride):
@@ -34,7 +34,7 @@ def small_resnet(num_classes, in_channels, widths=(32, 64, 128)):
     blocks = [ResidualBlock(i, o, 1 if i == o else 2) for i, o in zip((widths[0], *widths), widths)]
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
 
-# %% ../nbs/01_models.ipynb #69fb6fea
+# %% ../nbs/01_models.ipynb #9c01d99e
 def _torchvision_resnet(build):
     def create(num_classes, in_channels, image_size):
         model = build(num_classes=num_classes)
@@ -51,7 +51,7 @@ def _vit(num_classes, in_channels, image_size):
 NETWORKS = {"small": lambda num_classes, in_channels, image_size: small_resnet(num_classes, in_channels),
             "resnet18": _torchvision_resnet(resnet18), "resnet50": _torchvision_resnet(resnet50), "vit": _vit}
 
-# %% ../nbs/01_models.ipynb #4a05e761
+# %% ../nbs/01_models.ipynb #60c1ac3f
 def create_model(
     name: str,             # a key of NETWORKS: "small", "resnet18", "resnet50" or "vit"
     num_classes: int,
@@ -65,7 +65,7 @@ def create_model(
         torch.manual_seed(seed)
         return NETWORKS[name](num_classes, in_channels, image_size).to(memory_format=torch.channels_last)
 
-# %% ../nbs/01_models.ipynb #70d68441
+# %% ../nbs/01_models.ipynb #a47a883d
 class MaskedActivation(nn.Module):
     "An activation multiplied by fixed 0/1 masks, one for each call in a forward pass of the network (see `mask_activations`)."
     def __init__(self, activation, masks):  # masks: bool tensors of the output's shape without the batch; None: leave that call alone
@@ -86,7 +86,7 @@ def activations(model: nn.Module) -> list:
     inside = {id(m.activation) for m in model.modules() if isinstance(m, MaskedActivation)}
     return [name for name, m in model.named_modules() if isinstance(m, ACTIVATIONS) and id(m) not in inside]
 
-# %% ../nbs/01_models.ipynb #3cf2c614
+# %% ../nbs/01_models.ipynb #bf5a0bfc
 @torch.no_grad()
 def watch_activations(
     model: nn.Module,
@@ -105,7 +105,7 @@ def watch_activations(
         for handle in handles: handle.remove()
     return seen
 
-# %% ../nbs/01_models.ipynb #d7549455
+# %% ../nbs/01_models.ipynb #68c2b062
 def _restart_calls(model, args):
     for module in model.modules():
         if isinstance(module, MaskedActivation): module.call = 0
@@ -129,7 +129,7 @@ def mask_activations(
     if _restart_calls not in model._forward_pre_hooks.values(): model.register_forward_pre_hook(_restart_calls)
     return model
 
-# %% ../nbs/01_models.ipynb #57b564a3
+# %% ../nbs/01_models.ipynb #5915afc1
 def save_weights(model: nn.Module, path) -> Path:
     "Write weights, buffers and masks as safetensors; atomic: the file is whole, or it is not there."
     path = Path(path)
