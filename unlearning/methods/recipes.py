@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_RECIPES', 'RECIPES', 'DIGITS_RECIPES', 'hybrids', 'collection']
 
-# %% ../../nbs/methods/17_recipes.ipynb #8006f633
+# %% ../../nbs/methods/17_recipes.ipynb #d3e7c279
 from dataclasses import replace
 from .activation_pruning import PruneActivations, activation_pruning
 from .boundary import boundary
@@ -17,7 +17,7 @@ from .soft_relabeling import SoftRelabel, soft_relabeling
 from ..training import Training
 from ..unlearn import Erase, Recipe
 
-# %% ../../nbs/methods/17_recipes.ipynb #5607b455
+# %% ../../nbs/methods/17_recipes.ipynb #a7b1df40
 def hybrids(
     soft: Recipe, surgery: Recipe, pruning: Recipe,  # the three techniques, with their settings
 ) -> dict:  # name: Recipe
@@ -28,16 +28,16 @@ def hybrids(
     made = {"soft+surgery": operate(soft), "soft+pruning": prune(soft), "surgery+pruning": prune(surgery), "soft+surgery+pruning": prune(operate(soft))}
     return {name: replace(recipe, name=name, source="erase and repair of its first part") for name, recipe in made.items()}
 
-# %% ../../nbs/methods/17_recipes.ipynb #c49e2c43
+# %% ../../nbs/methods/17_recipes.ipynb #8db72af3
 def collection(*recipes) -> dict:
     "Recipes by name, and the hybrids of the three techniques among them."
     by_name = {r.name: r for r in recipes}
     return by_name | hybrids(*(by_name[name] for name in ("soft_relabeling", "gradient_surgery", "activation_pruning")))
 
-# %% ../../nbs/methods/17_recipes.ipynb #d9997fe6
+# %% ../../nbs/methods/17_recipes.ipynb #4be6ef0f
 PAPER_RECIPES = collection(finetune(), random_labels(), scrub(), boundary(), soft_relabeling(), gradient_surgery(), activation_pruning())
 
-# %% ../../nbs/methods/17_recipes.ipynb #3b4bcf98
+# %% ../../nbs/methods/17_recipes.ipynb #ff345f97
 _CIFAR10 = "best of 16 random trials on 9,000 images of CIFAR-10, 1,000 to forget (nbs/results/tuning_cifar10_laptop.csv)"
 RECIPES = collection(
     finetune(Training(1.56, 128, lr=0.32, augment=("flip",)), source=_CIFAR10),
@@ -48,7 +48,7 @@ RECIPES = collection(
     gradient_surgery(Erase(1, 128, lr=0.0027, momentum=0.9), Training(1.32, 128, lr=0.27, augment=("flip",)), l1=1.4e-07, source=_CIFAR10),
     activation_pruning(0.99, 0.75, Training(1.38, 128, lr=0.14, augment=("flip",)), rounds=1, source=_CIFAR10))
 
-# %% ../../nbs/methods/17_recipes.ipynb #e3e1bb3c
+# %% ../../nbs/methods/17_recipes.ipynb #053e0ca4
 _DIGITS = "best of 16 random trials on 500 digits, 150 to forget (nbs/results/tuning_digits.csv)"
 DIGITS_RECIPES = collection(
     finetune(Training(1.56, 64, lr=0.22, augment=()), source=_DIGITS),
