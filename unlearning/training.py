@@ -82,7 +82,7 @@ def fit(
 ) -> list:                   # a dict an epoch: epoch, loss, accuracy (percent of the augmented training images)
     "Train `model`; the same seed on the same machine gives the same weights. `FloatingPointError` names the epoch and step of a loss that is not finite."
     if settings.epochs <= 0: raise ValueError(f"epochs is {settings.epochs}: train for more than 0")
-    device, rng, history = images.images.device, torch.Generator().manual_seed(seed), []
+    device, rng, history = images.device, torch.Generator().manual_seed(seed), []
     loss, cuda = loss or cross_entropy(settings, images), device.type == "cuda"
     model.to(device).train()
     forward = torch.compile(model) if settings.compile else model
@@ -121,7 +121,7 @@ def logits(
     batch_size: int = 1000,
 ) -> torch.Tensor:  # float32, N × classes, on the CPU, in the order of `images`
     "What the network says of each image: eval mode, no augmentation. The model's mode is left as it was."
-    was_training, device = model.training, images.images.device
+    was_training, device = model.training, images.device
     model.to(device).eval()
     try: return torch.cat([model(x).float().cpu() for x, _ in batches(images, batch_size)])
     finally: model.train(was_training)
