@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'Training', 'make_optimizer', 'make_schedule', 'class_weights', 'cross_entropy', 'fit', 'logits']
 
-# %% ../nbs/02_training.ipynb #1639558a
+# %% ../nbs/02_training.ipynb #cdc99700
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,7 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 from .data import Images, batches
 
-# %% ../nbs/02_training.ipynb #11815ee0
+# %% ../nbs/02_training.ipynb #a6b6ceef
 @dataclass(frozen=True)
 class Training:
     "The settings of one training run."
@@ -36,7 +36,7 @@ class Training:
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine", weight_decay=5e-3, class_weights=True,
                           augment=("crop", "flip", "rotate", "erase"))
 
-# %% ../nbs/02_training.ipynb #3f1d5a3d
+# %% ../nbs/02_training.ipynb #8f2631b8
 def make_optimizer(params, settings):
     "The optimizer that `settings` (a Training, or an unlearning phase) describes. `ValueError` on an unknown name."
     if settings.optimizer == "sgd":
@@ -52,7 +52,7 @@ def make_schedule(optimizer, settings, steps_per_epoch, total):
     if settings.schedule not in curve: raise ValueError(f"unknown schedule {settings.schedule!r}: use 'onecycle', {', '.join(map(repr, curve))}")
     return lr_scheduler.LambdaLR(optimizer, curve[settings.schedule])
 
-# %% ../nbs/02_training.ipynb #56ae3583
+# %% ../nbs/02_training.ipynb #9a4934cb
 def class_weights(labels, num_classes: int):
     "Inverse-frequency weights of the classes, float32, 1 on average over the images. `ValueError` if a class has no image."
     counts = torch.bincount(labels, minlength=num_classes)
@@ -67,10 +67,12 @@ def cross_entropy(settings: Training, images: Images):
     def loss(logits, x, y):
         nonlocal weight  # how many classes there are is known from the first logits
         if settings.class_weights and weight is None: weight = class_weights(images.labels, logits.shape[1])
-        return F.cross_entropy(logits, y, weight, label_smoothing=settings.label_smoothing)
+        if weight is None: return F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        each = F.cross_entropy(logits, y, reduction="none", label_smoothing=settings.label_smoothing)
+        return (weight[y] * each).sum() / weight[y].sum()
     return loss
 
-# %% ../nbs/02_training.ipynb #b872aab8
+# %% ../nbs/02_training.ipynb #6e61ed68
 def fit(
     model: nn.Module,        # trained in place
     images: Images,          # the training runs on their device
@@ -113,7 +115,7 @@ def fit(
             epochs.set_postfix(loss=f"{total / seen:.3f}", accuracy=f"{100 * right / seen:.1f} %")
     return history
 
-# %% ../nbs/02_training.ipynb #34b7bec4
+# %% ../nbs/02_training.ipynb #7d78dc73
 @torch.inference_mode()
 def logits(
     model: nn.Module,
