@@ -124,20 +124,19 @@ INTERRUPTED = '''
     import os, sys, time
     sys.path[:0] = {path!r}
     import test_study
-    from unlearning import ensemble
+    from unlearning import training
 
-    save_file, saved = ensemble.save_file, []
-    def slow(arrays, path, metadata):
-        if len(saved) == {after}:
-            whole = path.with_suffix('.whole')
-            save_file(arrays, whole, metadata)
-            path.write_bytes(whole.read_bytes()[:1000])  # half a record
-            whole.unlink()
+    save, saved = training.save, []
+    def half(arrays, metadata):
+        if len(saved) < {after}:
+            saved.append(1)
+            return save(arrays, metadata)
+        def wait(file):
             print('ready', flush=True)
             time.sleep(600)
-        save_file(arrays, path, metadata)
-        saved.append(path)
-    ensemble.save_file = slow
+        training.os.fsync = wait
+        return save(arrays, metadata)[:1000]  # half a record
+    training.save = half
     test_study.run(test_study.tiny({folder!r}))
 '''
 
@@ -153,7 +152,7 @@ def test_killed_study_goes_on_to_the_same_logits(tmp_path, finished, after):
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
     left = files(tmp_path/'study')
-    assert sum(name.endswith('.part') for name in left) == 1
+    assert sum(name.endswith('.part') for name in left) == sum(name.endswith('.claim') for name in left) == 1
     assert sum(name.endswith('.safetensors') for name in left) == after + 1  # and the split
 
     results = run(tiny(tmp_path/'study'))
@@ -162,6 +161,7 @@ def test_killed_study_goes_on_to_the_same_logits(tmp_path, finished, after):
     assert results.quality.equals(finished[1].quality)
     now = files(tmp_path/'study')
     assert all(now[name] == facts for name, facts in left.items() if name.endswith('.safetensors'))  # nothing was repeated
+    assert all(name.endswith('.safetensors') for name in now)  # nothing was left lying about
 
 
 def test_part_file_is_not_a_record(copied, finished):
@@ -175,13 +175,19 @@ def test_part_file_is_not_a_record(copied, finished):
 
 
 @pytest.mark.parametrize('of', ['network', 'measurement', 'original', 'split'])
-def test_truncated_record_is_named(copied, of):
+def test_truncated_file_is_named_set_aside_and_made_anew(copied, finished, of):
     tasks = network_tasks(tiny(copied))
     path = {'network': Store(copied).path(tasks['finetune'][0]), 'original': Store(copied).path(tasks['original'][0]),
             'measurement': next(Path(copied).glob('measure-finetune-000-*')), 'split': next(Path(copied).glob('split-*'))}[of]
     path.write_bytes(path.read_bytes()[:-8])
-    for victim in Path(copied).glob('*random_labels-001-*'): victim.unlink()  # so that something has to be computed
-    with pytest.raises((ValueError, RuntimeError), match=f'{path.name} is .*delete it'): run(tiny(copied))
+    before = files(copied)
+    with pytest.warns(UserWarning, match=f'{path.name} is .*set aside as {path.name}.damaged') as said: results = run(tiny(copied))
+    now = files(copied)
+    assert len(said) == 1, [str(w) for w in said]
+    assert now.keys() - before.keys() == {f'{path.name}.damaged'}
+    assert {name for name in before if now[name] != before[name]} == {path.name}  # nothing else was repeated
+    assert_same_logits(logits_of(copied), logits_of(finished[0].folder))
+    assert results.quality.equals(finished[1].quality)
 
 
 def test_processes_do_not_change_the_logits(tmp_path, finished):
