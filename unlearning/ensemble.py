@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FULL', 'DEATHS', 'describe', 'hash_of', 'Task', 'environment', 'Store', 'claim', 'tidy', 'running', 'workers',
-           'run_tasks', 'raise_errors', 'progress_bar']
+           'run_tasks', 'unwritable', 'raise_errors', 'progress_bar']
 
-# %% ../nbs/30_ensemble.ipynb #e7db3f04
+# %% ../nbs/30_ensemble.ipynb #c2fe3dec
 import errno, hashlib, inspect, json, os, platform, re, socket, sys, time, traceback, uuid
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -22,7 +22,7 @@ from .training import Checkpoint, read_arrays, set_aside, write_arrays
 try: import fcntl
 except ImportError: fcntl = None  # not a Unix
 
-# %% ../nbs/30_ensemble.ipynb #69d539e1
+# %% ../nbs/30_ensemble.ipynb #2c790c7f
 def _kind(cls):
     "A class's name; for one from outside this package, with a hash of its source, since it may be edited between two runs."
     if cls.__module__.startswith("unlearning."): return cls.__qualname__
@@ -40,7 +40,7 @@ def hash_of(settings) -> str:
     "16 hex digits that name these settings."
     return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/30_ensemble.ipynb #6167ecd0
+# %% ../nbs/30_ensemble.ipynb #4d5d9e3a
 @dataclass(frozen=True)
 class Task:
     "One network (or one measurement of one), and everything that determines it."
@@ -67,7 +67,7 @@ def environment() -> dict:
     return dict(unlearning=unlearning.__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version(), cpu=cpu, cores=cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
 
-# %% ../nbs/30_ensemble.ipynb #b3613272
+# %% ../nbs/30_ensemble.ipynb #54fcddcf
 class Store:
     "A folder of records."
     def __init__(self, folder):
@@ -100,7 +100,7 @@ class Store:
         try: return bool(self.load(task))
         except (FileNotFoundError, ValueError): return False
 
-# %% ../nbs/30_ensemble.ipynb #77bec1ef
+# %% ../nbs/30_ensemble.ipynb #bc83f13c
 def _lock(file, path):
     "Whether this process now holds the lock; None where there are none (some network disks, Windows): two studies there may compute a network twice."
     try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +124,7 @@ def claim(store: Store, name: str, run: str = "-"):
         try: yield deaths
         finally: path.unlink(missing_ok=True)
 
-# %% ../nbs/30_ensemble.ipynb #ed14fb91
+# %% ../nbs/30_ensemble.ipynb #cd27c540
 def tidy(store: Store):
     "Remove the claims and half-written files of killed processes."
     for path in store.folder.glob("*.claim"):
@@ -138,7 +138,7 @@ def _deaths(store, task, run):
     try: return (store.folder / f"{task.name}.claim").read_text(errors="replace").count(run)
     except FileNotFoundError: return 0
 
-# %% ../nbs/30_ensemble.ipynb #f0d857fb
+# %% ../nbs/30_ensemble.ipynb #f2c7ac1f
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 DEATHS = 3  # as often may a task take its process with it
 
@@ -162,9 +162,11 @@ def _compute(make, task, store, run):
         return task, "folder" if about_folder else "broken", (f"{type(e).__name__}: {e}", traceback.format_exc())
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/30_ensemble.ipynb #df3d8cc2
+# %% ../nbs/30_ensemble.ipynb #bca42584
 class _Dask(DaskDistributedBackend):
-    "joblib's Dask backend, which also hears of the tasks that Dask has given up; it would wait for them for ever."
+    "joblib's Dask backend, but it hears of the tasks that Dask has given up, and leaves the work to the workers even if there is only one."
+    def effective_n_jobs(self, n_jobs): return max(2, super().effective_n_jobs(n_jobs))  # joblib computes by itself what one worker could do
+
     def submit(self, func, callback=None):
         future = super().submit(func, callback)
         future.add_done_callback(lambda f: f.exception() and callback(f.exception()))
@@ -189,7 +191,7 @@ def workers(jobs: int = -1, scheduler: str = ""):
             if max(client.ncores().values()) > 1: raise ValueError("a worker has several threads, but torch has one random state a process: start workers with --nthreads 1")
             yield Parallel(n_jobs=-1, backend=_Dask(client=client), **settings)
 
-# %% ../nbs/30_ensemble.ipynb #1d3d5218
+# %% ../nbs/30_ensemble.ipynb #579d042b
 def run_tasks(
     tasks,                # of Task
     make,                 # task -> (arrays, facts): a pure function
@@ -210,7 +212,7 @@ def run_tasks(
             try:
                 with closing(parallel(delayed(_compute)(make, t, store, run) for t in batch)) as results:
                     for task, became, words in results:
-                        if became == "folder": raise OSError(f"{store.folder} cannot be written to ({words[0]}): free space there or make it writable, and run again; what is finished is kept")
+                        if became == "folder": raise unwritable(store, words[0])
                         if became == "busy": continue
                         if became == "lost": lost[task] = words[0]
                         if became == "broken": broken[task] = words
@@ -224,13 +226,16 @@ def run_tasks(
     if errors is None: raise_errors(broken)
     return lost
 
-# %% ../nbs/30_ensemble.ipynb #214bdeb6
+# %% ../nbs/30_ensemble.ipynb #66eee240
 def _arrived(store, task, seconds=60):
     for _ in range(seconds):
         if task in store: return
         os.listdir(store.folder)  # makes a network disk look again
         time.sleep(1)
     raise OSError(f"a worker has stored {task.filename}, which is not in {store.folder} of this machine: put the study into a folder that all machines share, under the same name")
+
+def unwritable(store: Store, why) -> OSError:
+    return OSError(f"{store.folder} cannot be written to ({why}): free space there or make it writable, and run again; what is finished is kept")
 
 def raise_errors(broken: dict):
     "`RuntimeError` that names every broken task, and shows the first traceback."
@@ -239,7 +244,7 @@ def raise_errors(broken: dict):
     first = next((trace for _, trace in broken.values() if trace), "")
     raise RuntimeError(f"{len(broken)} of the tasks failed. The others are finished and kept; another run computes only what is missing.\n{names}\n{first}")
 
-# %% ../nbs/30_ensemble.ipynb #d97ef5cb
+# %% ../nbs/30_ensemble.ipynb #7706b686
 class progress_bar(tqdm):
     "One line on stderr for a whole study: the share done, the time gone and left, what was finished last, what runs now."
     def __init__(self, tasks, disable=False):

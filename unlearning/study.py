@@ -6,15 +6,16 @@
 __all__ = ['PARTS', 'MEASURE_COST', 'Study', 'network_tasks', 'check_split', 'split_in', 'write_split', 'Maker', 'Measurer',
            'Results', 'cross_entropy_of', 'forget_qualities', 'run_study', 'common', 'collect', 'check_parameters']
 
-# %% ../nbs/31_study.ipynb #4471a093
+# %% ../nbs/31_study.ipynb #336de871
 import os, time
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+import safetensors
 from .data import Split, read_split, save_split, shared_split
-from .ensemble import Store, Task, claim, describe, progress_bar, raise_errors, run_tasks
+from .ensemble import Store, Task, claim, describe, progress_bar, raise_errors, run_tasks, unwritable
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia
@@ -22,7 +23,7 @@ from .models import create_model
 from .training import Training, fit, logits, set_aside
 from .unlearn import unlearn
 
-# %% ../nbs/31_study.ipynb #96d7977f
+# %% ../nbs/31_study.ipynb #3ee4cd21
 @dataclass(frozen=True, eq=False)
 class Study:
     "What is compared, on which images, with how many seeds, and where the results lie."
@@ -43,7 +44,7 @@ class Study:
         for name in self.recipes: Task(name, 0, {})  # refuses names that cannot stand in a file's
         if taken := {"original", "retrain"} & set(self.recipes): raise ValueError(f"a recipe may not be named {taken.pop()!r}: the study has such a row")
 
-# %% ../nbs/31_study.ipynb #436049e5
+# %% ../nbs/31_study.ipynb #65bd3e4f
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
     "The networks of a study: one original, K retrained, K for each recipe."
     split, t = study.split, study.training
@@ -59,7 +60,7 @@ def network_tasks(study: Study) -> dict:  # name of the row: its tasks
         tasks[name] = [Task(name, k, settings, cost(recipe)) for k in range(study.seeds)]
     return tasks
 
-# %% ../nbs/31_study.ipynb #c8bc828f
+# %% ../nbs/31_study.ipynb #b7e37c93
 _checked = set()
 
 def check_split(split: Split, path):
@@ -84,10 +85,12 @@ def write_split(split: Split, store: Store) -> Path:
     while not path.exists():
         with claim(store, path.stem) as deaths:
             if deaths is None: time.sleep(0.2)  # another study on this folder is writing it
-            elif not path.exists(): save_split(split, path)
+            elif not path.exists():
+                try: save_split(split, path)
+                except (OSError, safetensors.SafetensorError) as e: raise unwritable(store, e) from e
     return path
 
-# %% ../nbs/31_study.ipynb #a24755a1
+# %% ../nbs/31_study.ipynb #c6507717
 PARTS = {"retain": "RA", "test": "TA", "forget": "UA"}  # of the split, and the names of the accuracies on them
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Maker:
         if task.method == "original": arrays |= {f"weights/{k}": v.cpu().numpy() for k, v in model.state_dict().items()}
         return arrays, {"seconds": seconds}
 
-# %% ../nbs/31_study.ipynb #6a3a182d
+# %% ../nbs/31_study.ipynb #8882f36b
 @dataclass(frozen=True)
 class Measurer:
     "Accuracy and membership inference of one stored network."
@@ -144,7 +147,7 @@ class Measurer:
         scores = {name: accuracy(*pairs[part]) for part, name in PARTS.items()}
         return {}, scores | svc_mia(*pairs["retain"], *pairs["test"], *pairs["forget"], samples=self.samples)
 
-# %% ../nbs/31_study.ipynb #90f01b17
+# %% ../nbs/31_study.ipynb #3176395a
 @dataclass(frozen=True, eq=False)
 class Results:
     "What a study found."
@@ -168,7 +171,7 @@ def forget_qualities(study, networks, statistics):
             rows.append(dict(method=method, protocol=protocol, F=q.F, ceiling=q.ceiling, ceiling_sd=q.ceiling_sd, total=total))
     return pd.DataFrame(rows, columns=["method", "protocol", "F", "ceiling", "ceiling_sd", "total"])
 
-# %% ../nbs/31_study.ipynb #216aaf66
+# %% ../nbs/31_study.ipynb #7571594a
 MEASURE_COST = 5000  # one attack takes about as long as training on this many images
 
 def run_study(
@@ -196,7 +199,7 @@ def run_study(
         raise FloatingPointError(f"fewer than two retrained networks could be trained: {next(iter(failures.values()))}")
     return collect(study, tasks, measured, store, failures)
 
-# %% ../nbs/31_study.ipynb #a2bdd3ba
+# %% ../nbs/31_study.ipynb #2707ac2b
 def common(environments: list) -> dict:
     "One environment from many: what differs among them is listed."
     seen = {k: sorted({e[k] for e in environments if k in e}, key=str) for e in environments for k in e}
@@ -219,7 +222,7 @@ def collect(study, tasks, measured, store, failures) -> Results:
                  device=study.device, training=describe(study.training), recipes=describe(study.recipes), environment=common(environments))
     return Results(networks, forget_qualities(study, networks, statistics), statistics, losses, facts, {(t.method, t.seed): why for t, why in failures.items()})
 
-# %% ../nbs/31_study.ipynb #73e884d8
+# %% ../nbs/31_study.ipynb #2ca06d41
 def check_parameters(
     namespace: dict,  # globals() of the notebook, in a cell after the parameters
     before,           # names that existed before the parameters' cell
