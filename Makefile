@@ -2,6 +2,7 @@
 
 PYTHON  ?= python3
 PROFILE ?= smoke
+DATASET ?= faces
 WORKERS ?= 2
 
 BIN   := .venv/bin
@@ -12,13 +13,13 @@ NBS   := nbs/experiments
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help study cifar10 test check export lab clean
+.PHONY: help study cifar10 celeba test check export lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "PYTHON=$(PYTHON) makes .venv; PROFILE=$(PROFILE) is for cifar10; WORKERS=$(WORKERS) processes run the tests."
+	@echo "PYTHON=$(PYTHON) makes .venv; PROFILE=$(PROFILE) is for cifar10 and celeba; DATASET=$(DATASET) for celeba; WORKERS=$(WORKERS) processes run the tests."
 
 # Installed once, and again only when the requirements change.
 $(READY): settings.ini setup.py
@@ -41,11 +42,15 @@ define run
 @echo "As a web page:     $(2)/$(notdir $(1:.ipynb=.html))"
 endef
 
-study: $(READY)  ## every method on a small embedded data set, in minutes
+study: $(READY)  ## every method on handwritten digits and on rendered faces, in minutes
 	$(call run,$(NBS)/quickstart.ipynb,runs/quickstart)
+	$(call run,$(NBS)/celeba.ipynb,runs/faces,-p images 3000 -p epochs 10.0 -p seeds 4 -p samples 0)
 
-cifar10: $(READY) $(NBS)/profiles/$(PROFILE).yaml  ## the CIFAR-10 study: make cifar10 PROFILE=laptop
-	$(call run,$(NBS)/cifar10.ipynb,runs/cifar10-$(PROFILE),-f $(NBS)/profiles/$(PROFILE).yaml)
+cifar10: $(READY) $(NBS)/profiles/cifar10/$(PROFILE).yaml  ## the CIFAR-10 study: make cifar10 PROFILE=laptop
+	$(call run,$(NBS)/cifar10.ipynb,runs/cifar10-$(PROFILE),-f $(NBS)/profiles/cifar10/$(PROFILE).yaml)
+
+celeba: $(READY) $(NBS)/profiles/celeba/$(PROFILE).yaml  ## the study of people: make celeba PROFILE=laptop DATASET=writers
+	$(call run,$(NBS)/celeba.ipynb,runs/$(DATASET)-$(PROFILE),-f $(NBS)/profiles/celeba/$(PROFILE).yaml -p dataset $(DATASET))
 
 test: $(READY)  ## one pytest run over the notebooks and tests/
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10

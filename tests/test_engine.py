@@ -12,7 +12,7 @@ from test_study import RECIPES, assert_same_logits, files, logits_of, networks, 
 from test_training import network
 from unlearning.data import load_split, read_split
 from unlearning.ensemble import Store, Task, claim, run_tasks, running, tidy
-from unlearning.study import check_split, network_tasks, run_study
+from unlearning.study import network_tasks, verified_split
 from unlearning.training import Checkpoint, Training, fit, read_arrays, write_arrays
 
 PATH = [str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]
@@ -249,9 +249,7 @@ def test_random_damage_to_the_split_is_noticed_and_named(copied):
     for _ in range(150):
         (new := path.with_suffix('.new')).write_bytes(damage(data, rng))  # not in place: the last one may still be mapped
         os.replace(new, path)
-        try:
-            split = read_split(path)
-            check_split(split, path)
+        try: split = verified_split(path, read_split)
         except ValueError as e:
             noticed += 1
             assert str(path) in str(e)

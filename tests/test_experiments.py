@@ -48,6 +48,31 @@ def test_cifar10_as_it_stands(run, tmp_path):
     assert (tmp_path/'cifar10.ipynb').stat().st_size < 1e6
 
 
+def test_celeba_on_rendered_faces(run, tmp_path):
+    """As it stands. What is made from rendered faces says so: every table, every figure (they are signed by what the tables' corner says), every file."""
+    shown, pictures = run('celeba', out=str(tmp_path/'out'))
+    assert_study(shown, pictures, tmp_path/'out')
+    assert 'rendered faces: 8' in shown and shown.count('rendered faces, K = 2') >= 3 and 'Real CelebA was not at hand' in shown and 'paper' not in beside(shown)
+    for file in ('networks.csv', 'quality.csv', 'summary.csv'): assert all('rendered faces' in row for row in (tmp_path/'out'/file).read_text().splitlines()[1:])
+    assert (tmp_path/'celeba.ipynb').stat().st_size < 1e6
+
+
+def beside(shown): return shown[shown.index('These are results for rendered faces'):].split('the paper', 1)[0]
+
+
+def test_celeba_on_writers(run, tmp_path):
+    if not (data_root()/'QMNIST').is_dir(): pytest.skip(f'no QMNIST in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
+    shown, pictures = run('celeba', dataset='writers', subset=3000, share=0.05, epochs=1.0, out=str(tmp_path/'out'))
+    assert_study(shown, pictures, tmp_path/'out')
+    assert 'writers: 3,0' in shown and 'rendered' not in (tmp_path/'out'/'tables.txt').read_text()
+
+
+def test_architectures_as_they_stand(run, tmp_path):
+    shown, pictures = run('architectures', out=str(tmp_path/'out'))
+    assert all(f'Network {n}' in shown for n in ('small', 'vit')) and 'memorization' in shown and pictures == 1
+    assert {p.name for p in (tmp_path/'out').iterdir()} == {'small', 'vit', 'tables.txt'}
+
+
 def test_tuning(run, tmp_path):
     run('tuning', trials=1, epochs=2.0, subset=300, jobs=1, out=str(tmp_path/'out'))
     rows = (tmp_path/'out'/'tuning.csv').read_text().splitlines()

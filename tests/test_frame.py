@@ -10,7 +10,7 @@ NBS = ROOT/'nbs'
 LIBRARY = sorted(p for folder in ('.', 'methods', 'metrics') for p in (NBS/folder).glob('*.ipynb'))
 EXPERIMENTS = sorted(NBS.glob('experiments/*.ipynb'))
 RESULTS = sorted(NBS.glob('results/**/*.ipynb'))
-PROFILES = sorted(NBS.glob('experiments/profiles/*.yaml'))
+PROFILES = sorted(NBS.glob('experiments/profiles/*/*.yaml'))
 KB = 1000
 
 
@@ -119,7 +119,15 @@ def test_every_parameter_is_annotated_and_explained(notebook):
 @each('profile', PROFILES)
 def test_profile_sets_only_what_the_notebook_takes(profile):
     """papermill itself accepts an unknown name with a warning."""
-    assert set(yaml.safe_load(profile.read_text())) <= set(papermill.inspect_notebook(str(NBS/'experiments/cifar10.ipynb')))
+    assert set(yaml.safe_load(profile.read_text())) <= set(papermill.inspect_notebook(str(NBS/f'experiments/{profile.parent.name}.ipynb')))
+
+
+@pytest.mark.parametrize('study', ['cifar10', 'celeba', 'architectures'])
+def test_every_study_has_the_four_profiles_and_smoke_is_its_default(study):
+    profiles = {p.stem: yaml.safe_load(p.read_text()) for p in PROFILES if p.parent.name == study}
+    assert set(profiles) == {'smoke', 'laptop', 'full', 'paper'}
+    defaults = papermill.inspect_notebook(str(NBS/f'experiments/{study}.ipynb'))
+    assert {k: ast.literal_eval(defaults[k]['default']) for k in profiles['smoke']} == profiles['smoke']
 
 
 # The repository

@@ -82,9 +82,18 @@ def test_loss_written_out(images, smoothing, weighted):
     log_p, one_hot = z.log_softmax(1), torch.eye(10, dtype=torch.float64)[some.labels]
     w = 40 / (10 * one_hot.sum(0)) if weighted else torch.ones(10, dtype=torch.float64)
     target = (1 - smoothing) * one_hot + smoothing / 10
-    want = -(target * w * log_p).sum() / w[some.labels].sum()
+    want = -(w[some.labels] * (target * log_p).sum(1)).sum() / w[some.labels].sum()
     got = cross_entropy(Training(label_smoothing=smoothing, class_weights=weighted), some)(z.float(), None, some.labels)
     assert got.item() == pytest.approx(want.item(), rel=1e-5)
+
+
+def test_a_rare_class_does_not_swallow_the_others(images):
+    """Label smoothing and class weights together: 3 images of one class among 1,000, as in CelebA."""
+    zeros, ones = (torch.nonzero(images.labels == c)[:, 0] for c in (0, 1))
+    some = images[torch.cat([zeros.repeat(1000 // len(zeros) + 1)[:997], ones[:3]])]
+    model = create_model('small', 2, 1, 8)
+    fit(model, some, Training(epochs=8, lr=0.1, batch_size=50, augment=(), class_weights=True))
+    assert (logits(model, some).argmax(1) == some.labels).float().mean() > 0.95
 
 
 def rates(schedule, steps_per_epoch=10, total=40):

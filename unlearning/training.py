@@ -6,7 +6,7 @@
 __all__ = ['PAPER_TRAINING', 'Training', 'make_optimizer', 'make_schedule', 'class_weights', 'cross_entropy', 'checksum',
            'write_arrays', 'read_arrays', 'set_aside', 'Checkpoint', 'fit', 'logits']
 
-# %% ../nbs/02_training.ipynb #7393e962
+# %% ../nbs/02_training.ipynb #0b0adede
 import hashlib, json, math, os, time, uuid, warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 from .data import Images, batches
 
-# %% ../nbs/02_training.ipynb #014c49f0
+# %% ../nbs/02_training.ipynb #aa2692fe
 @dataclass(frozen=True)
 class Training:
     "The settings of one training run."
@@ -42,7 +42,7 @@ class Training:
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine", weight_decay=5e-3, class_weights=True,
                           augment=("crop", "flip", "rotate", "erase"))
 
-# %% ../nbs/02_training.ipynb #7d138cde
+# %% ../nbs/02_training.ipynb #82a6b630
 def make_optimizer(params, settings):
     "The optimizer that `settings` (a Training, or an unlearning phase) describes. `ValueError` on an unknown name."
     if settings.optimizer == "sgd":
@@ -58,7 +58,7 @@ def make_schedule(optimizer, settings, steps_per_epoch, total):
     if settings.schedule not in curve: raise ValueError(f"unknown schedule {settings.schedule!r}: use 'onecycle', {', '.join(map(repr, curve))}")
     return lr_scheduler.LambdaLR(optimizer, curve[settings.schedule])
 
-# %% ../nbs/02_training.ipynb #f25a1647
+# %% ../nbs/02_training.ipynb #12ef24cf
 def class_weights(labels, num_classes: int):
     "Inverse-frequency weights of the classes, float32, 1 on average over the images. `ValueError` if a class has no image."
     counts = torch.bincount(labels, minlength=num_classes)
@@ -73,10 +73,12 @@ def cross_entropy(settings: Training, images: Images):
     def loss(logits, x, y):
         nonlocal weight  # how many classes there are is known from the first logits
         if settings.class_weights and weight is None: weight = class_weights(images.labels, logits.shape[1])
-        return F.cross_entropy(logits, y, weight, label_smoothing=settings.label_smoothing)
+        if weight is None: return F.cross_entropy(logits, y, label_smoothing=settings.label_smoothing)
+        each = F.cross_entropy(logits, y, reduction="none", label_smoothing=settings.label_smoothing)
+        return (weight[y] * each).sum() / weight[y].sum()
     return loss
 
-# %% ../nbs/02_training.ipynb #824e1e65
+# %% ../nbs/02_training.ipynb #f58fa7bc
 def checksum(arrays: dict, text: str) -> str:
     "A hash of arrays (names, types, shapes, values) and of the text beside them."
     digest = hashlib.blake2b(text.encode(), digest_size=16)
@@ -96,7 +98,7 @@ def write_arrays(path, arrays: dict, facts: dict):
         part.unlink(missing_ok=True)  # a full disk needs the room
         raise
 
-# %% ../nbs/02_training.ipynb #78951a46
+# %% ../nbs/02_training.ipynb #9b918dc0
 def read_arrays(path) -> tuple:  # arrays by name, facts
     "Read a file of `write_arrays`. `ValueError` names one that is damaged; nothing in it is executed."
     try:
@@ -112,7 +114,7 @@ def set_aside(path, why):
     with suppress(FileNotFoundError): os.replace(path, f"{path}.damaged")
     warnings.warn(f"{why}: it is set aside as {Path(path).name}.damaged, and computed again", stacklevel=2)
 
-# %% ../nbs/02_training.ipynb #454fd872
+# %% ../nbs/02_training.ipynb #c30354a6
 def _state(model, optimizer, schedule, scaler, rng) -> tuple:  # tensors by name, the rest as plain data
     "All that the next epoch of a training depends on, besides its settings and images."
     state, cuda = optimizer.state_dict(), next(model.parameters()).is_cuda
@@ -132,7 +134,7 @@ def _restore(tensors, facts, model, optimizer, schedule, scaler, rng):
     rng.set_state(tensors["rng/own"]); torch.set_rng_state(tensors["rng/torch"])
     if "rng/cuda" in tensors: torch.cuda.set_rng_state(tensors["rng/cuda"])
 
-# %% ../nbs/02_training.ipynb #87e244c6
+# %% ../nbs/02_training.ipynb #818b4c3d
 class Checkpoint:
     "A file in which a training leaves its state between two epochs, and from which it goes on after an interruption."
     def __init__(self, path, seconds=60.):  # of training, at least, from one checkpoint to the next
@@ -157,7 +159,7 @@ class Checkpoint:
         write_arrays(self.path, {k: v.detach().cpu().numpy() for k, v in tensors.items()}, dict(owner=self.owner, history=history, left=left, **facts))
         self.saved = time.monotonic()
 
-# %% ../nbs/02_training.ipynb #72792644
+# %% ../nbs/02_training.ipynb #fc74790b
 def fit(
     model: nn.Module,        # trained in place
     images: Images,          # the training runs on their device
@@ -170,7 +172,7 @@ def fit(
 ) -> list:                   # a dict an epoch: epoch, loss, accuracy (percent of the augmented training images), seconds (this process's; on a GPU the clock's)
     "Train `model`; the same seed on the same machine gives the same weights. `FloatingPointError` names the epoch and step of a loss that is not finite."
     if settings.epochs <= 0: raise ValueError(f"epochs is {settings.epochs}: train for more than 0")
-    device, rng, history = images.images.device, torch.Generator().manual_seed(seed), []
+    device, rng, history = images.device, torch.Generator().manual_seed(seed), []
     loss, cuda = loss or cross_entropy(settings, images), device.type == "cuda"
     clock = time.perf_counter if cuda else time.process_time
     model.to(device).train()
@@ -203,7 +205,7 @@ def fit(
             if checkpoint: checkpoint.offer(history, left)
     return history
 
-# %% ../nbs/02_training.ipynb #14d49b94
+# %% ../nbs/02_training.ipynb #3b89e9a5
 @torch.inference_mode()
 def logits(
     model: nn.Module,
@@ -211,7 +213,7 @@ def logits(
     batch_size: int = 1000,
 ) -> torch.Tensor:  # float32, N × classes, on the CPU, in the order of `images`
     "What the network says of each image: eval mode, no augmentation. The model's mode is left as it was."
-    was_training, device = model.training, images.images.device
+    was_training, device = model.training, images.device
     model.to(device).eval()
     try: return torch.cat([model(x).float().cpu() for x, _ in batches(images, batch_size)])
     finally: model.train(was_training)

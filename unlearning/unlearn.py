@@ -165,7 +165,7 @@ def unlearn(
     after_phase=None,      # called with ("erase" or "repair", student) when a phase ends: to look, not to touch
 ) -> nn.Module:
     "A copy of `model` that has gone through `recipe`. `FloatingPointError` if a loss stops being finite."
-    student, original = (copy.deepcopy(model).to(split.train.images.device) for _ in range(2))
+    student, original = (copy.deepcopy(model).to(split.train.device) for _ in range(2))
     run = Run(student, original.eval().requires_grad_(False), split, torch.Generator().manual_seed(stream(seed, len(recipe.phases))))
     for constraint in recipe.constraints: constraint.start(run)
     for i, phase in enumerate(recipe.phases):
