@@ -118,6 +118,12 @@ def test_no_scheduler(tmp_path):
         run_tasks([Task('row', 0, {})], make, Store(tmp_path), scheduler='tcp://127.0.0.1:1')
 
 
+def test_workers_with_several_threads_are_refused(tmp_path, monkeypatch):
+    client = type('Client', (), dict(__init__=lambda self, *args, **kw: None, __enter__=lambda self: self, __exit__=lambda *args: None, wait_for_workers=lambda *args, **kw: None, ncores=lambda self: dict(a=1, b=4)))
+    monkeypatch.setattr('distributed.Client', client)
+    with pytest.raises(ValueError, match='a worker has several threads.*--nthreads 1'): run_tasks([Task('row', 0, {})], make, Store(tmp_path), scheduler='tcp://somewhere:8786')
+
+
 def test_dask_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'distributed', None)
     with pytest.raises(ValueError, match=r"scheduler='tcp://somewhere:8786' needs Dask: pip install 'unlearning\[cluster\]'"):

@@ -358,6 +358,37 @@ def test_what_another_process_holds_is_waited_for(tmp_path, ends):
     if ends == 'is killed': assert {p.suffix for p in store.folder.iterdir()} == {'.safetensors'}
 
 
+def test_claim_on_a_file_that_has_just_been_removed_is_none(tmp_path, monkeypatch):
+    """Its holder finished between our opening of the file and our lock on it; a third one may hold a new file of that name."""
+    from unlearning import ensemble
+    flock = ensemble.fcntl.flock
+    def late(file, how):
+        os.unlink(file.name)
+        flock(file, how)
+    monkeypatch.setattr(ensemble.fcntl, 'flock', late)
+    with claim(Store(tmp_path), 'row-000') as deaths: assert deaths is None
+    monkeypatch.undo()
+    with claim(Store(tmp_path), 'row-000') as deaths: assert deaths == 0
+
+
+def test_record_that_a_worker_wrote_elsewhere_is_missed(tmp_path):
+    """On a folder that only looks the same on two machines."""
+    from unlearning.ensemble import _arrived
+    with pytest.raises(OSError, match=f'row-000-.*is not in {tmp_path}.* of this machine: .* all machines share'): _arrived(Store(tmp_path), Task('row', 0, {}), seconds=1)
+
+
+def test_a_death_after_progress_does_not_count(tmp_path):
+    """A training of days may be stopped by its cluster's time limit many times; a task that never gets anywhere is another matter."""
+    store, seen = Store(tmp_path), []
+    for progress in (False, True, True, True, False, False):
+        with claim(store, 'row-000', 'run') as deaths:
+            seen.append(deaths)
+            if progress: os.utime(tmp_path/'row-000.checkpoint', ns=(len(seen), len(seen))) if len(seen) > 2 else (tmp_path/'row-000.checkpoint').touch()
+            marks = (tmp_path/'row-000.claim').read_text()
+        (tmp_path/'row-000.claim').write_text(marks)  # as if the holder had died
+    assert seen == [0, 1, 0, 0, 0, 1]
+
+
 def test_what_killed_processes_left_is_tidied_away(tmp_path):
     """For tasks of other settings too; but not what nobody has claimed, which may be in the making by other means."""
     for name in ('old-000-0123.claim', 'old-000-0123.safetensors.99.part', 'old-000-0123.checkpoint.98.part', 'old-000-0123.checkpoint', 'free.safetensors.1.part'):
@@ -447,7 +478,7 @@ def fateful(task):
     if task.seed == 1 and task.settings['fate'] == 'killed': os.kill(os.getpid(), signal.SIGKILL)
     if task.seed == 1 and task.settings['fate'] == 'memory': np.ones(1 << 50)
     if task.seed == 1 and task.settings['fate'] == 'code': return undefined
-    time.sleep(0.2)
+    time.sleep(3 if task.seed == 0 and task.settings['fate'] == 'killed' else 0.2)  # seed 0 is an innocent who is always there
     return make(task)
 
 

@@ -19,7 +19,7 @@ from unlearning.metrics.forget_quality import forget_quality, statistic
 from unlearning.metrics.membership_inference import svc_mia
 from unlearning.report import ATTACKS, forget_table, mia_table, plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, protocol, save_report, summary
 from unlearning.study import Study, check_parameters, network_tasks, run_study
-from unlearning.training import Training
+from unlearning.training import Training, read_arrays, write_arrays
 from unlearning.unlearn import Erase, Recipe, stream
 
 REPAIR = Training(epochs=1, batch_size=32, lr=0.05, augment=())
@@ -116,6 +116,15 @@ def test_records_tell_how_they_came_about(finished):
         with safetensors.safe_open(path, 'np') as f: record = json.loads(f.metadata()['record'])
         assert record['environment'] == environment() and record['facts']['seconds'] > 0 and path.name.startswith(record['method'])
         assert record['settings']
+
+
+def test_environments_are_those_of_the_records(copied):
+    """Not that of the process which reads them; where two differ, both are named."""
+    path = networks(copied)[0]
+    arrays, header = read_arrays(path)
+    write_arrays(path, arrays, header | dict(environment=header['environment'] | dict(torch='1.0', cores=64)))
+    want = environment() | dict(torch=f'1.0 and {environment()["torch"]}', cores=' and '.join(sorted(['64', str(environment()['cores'])])))
+    assert run(tiny(copied)).facts['environment'] == want
 
 
 # Interruption

@@ -6,7 +6,7 @@
 __all__ = ['FULL', 'DEATHS', 'describe', 'hash_of', 'Task', 'environment', 'Store', 'claim', 'tidy', 'running', 'workers',
            'run_tasks', 'unwritable', 'raise_errors', 'progress_bar']
 
-# %% ../nbs/30_ensemble.ipynb #c2fe3dec
+# %% ../nbs/30_ensemble.ipynb #bbc85228
 import errno, hashlib, inspect, json, os, platform, re, socket, sys, time, traceback, uuid
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -22,7 +22,7 @@ from .training import Checkpoint, read_arrays, set_aside, write_arrays
 try: import fcntl
 except ImportError: fcntl = None  # not a Unix
 
-# %% ../nbs/30_ensemble.ipynb #2c790c7f
+# %% ../nbs/30_ensemble.ipynb #3927ce4c
 def _kind(cls):
     "A class's name; for one from outside this package, with a hash of its source, since it may be edited between two runs."
     if cls.__module__.startswith("unlearning."): return cls.__qualname__
@@ -40,7 +40,7 @@ def hash_of(settings) -> str:
     "16 hex digits that name these settings."
     return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/30_ensemble.ipynb #4d5d9e3a
+# %% ../nbs/30_ensemble.ipynb #9b1b25ab
 @dataclass(frozen=True)
 class Task:
     "One network (or one measurement of one), and everything that determines it."
@@ -67,7 +67,7 @@ def environment() -> dict:
     return dict(unlearning=unlearning.__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version(), cpu=cpu, cores=cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
 
-# %% ../nbs/30_ensemble.ipynb #54fcddcf
+# %% ../nbs/30_ensemble.ipynb #ba9e0fd0
 class Store:
     "A folder of records."
     def __init__(self, folder):
@@ -100,7 +100,7 @@ class Store:
         try: return bool(self.load(task))
         except (FileNotFoundError, ValueError): return False
 
-# %% ../nbs/30_ensemble.ipynb #bc83f13c
+# %% ../nbs/30_ensemble.ipynb #03d404d4
 def _lock(file, path):
     "Whether this process now holds the lock; None where there are none (some network disks, Windows): two studies there may compute a network twice."
     try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -109,22 +109,31 @@ def _lock(file, path):
     try: return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError: return False  # its holder finished, and removed it, just before we got it
 
+def _mark(store, name, run):
+    "What a holder of this run writes as long as the checkpoint has not moved on."
+    checkpoint = store.folder / f"{name}.checkpoint"
+    return f"{run} {checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0} "
+
+def _deaths(store, name, run):
+    "How many holders of this run have written their mark, and not removed it: the dead, unless one is at work."
+    try: return (store.folder / f"{name}.claim").read_text(errors="replace").count(_mark(store, name, run))
+    except FileNotFoundError: return 0
+
 @contextmanager
 def claim(store: Store, name: str, run: str = "-"):
     "Hold the claim on what has this name. Gives how many holders of the same run have died with it, or None if somebody else holds it."
     path = store.folder / f"{name}.claim"
-    with open(path, "a+", errors="replace") as file:
+    with open(path, "a") as file:
         if (locked := _lock(file, path)) is False:
             yield None
             return
-        file.seek(0)
-        deaths = file.read().count(run)
-        print(run, socket.gethostname(), os.getpid(), file=file, flush=True)
+        deaths = _deaths(store, name, run)
+        print(_mark(store, name, run) + socket.gethostname(), os.getpid(), file=file, flush=True)
         for part in store.folder.glob(f"{name}.*.part") if locked else []: part.unlink(missing_ok=True)
         try: yield deaths
         finally: path.unlink(missing_ok=True)
 
-# %% ../nbs/30_ensemble.ipynb #cd27c540
+# %% ../nbs/30_ensemble.ipynb #8ad5dca3
 def tidy(store: Store):
     "Remove the claims and half-written files of killed processes."
     for path in store.folder.glob("*.claim"):
@@ -134,11 +143,7 @@ def running(store: Store) -> list:
     "Names, with seeds, of what is being computed in the folder now, by whomever."
     return sorted(path.stem.rpartition("-")[0] for path in store.folder.glob("*.claim"))
 
-def _deaths(store, task, run):
-    try: return (store.folder / f"{task.name}.claim").read_text(errors="replace").count(run)
-    except FileNotFoundError: return 0
-
-# %% ../nbs/30_ensemble.ipynb #f2c7ac1f
+# %% ../nbs/30_ensemble.ipynb #1ab550f8
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 DEATHS = 3  # as often may a task take its process with it
 
@@ -162,7 +167,7 @@ def _compute(make, task, store, run):
         return task, "folder" if about_folder else "broken", (f"{type(e).__name__}: {e}", traceback.format_exc())
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/30_ensemble.ipynb #bca42584
+# %% ../nbs/30_ensemble.ipynb #4722d989
 class _Dask(DaskDistributedBackend):
     "joblib's Dask backend, but it hears of the tasks that Dask has given up, and leaves the work to the workers even if there is only one."
     def effective_n_jobs(self, n_jobs): return max(2, super().effective_n_jobs(n_jobs))  # joblib computes by itself what one worker could do
@@ -191,7 +196,7 @@ def workers(jobs: int = -1, scheduler: str = ""):
             if max(client.ncores().values()) > 1: raise ValueError("a worker has several threads, but torch has one random state a process: start workers with --nthreads 1")
             yield Parallel(n_jobs=-1, backend=_Dask(client=client), **settings)
 
-# %% ../nbs/30_ensemble.ipynb #579d042b
+# %% ../nbs/30_ensemble.ipynb #fd8a96da
 def run_tasks(
     tasks,                # of Task
     make,                 # task -> (arrays, facts): a pure function
@@ -207,7 +212,7 @@ def run_tasks(
     if progress is not None: progress.skip([t for t in tasks if t not in todo])
     with workers(jobs, scheduler) if todo else suppress() as parallel:
         while todo:
-            met = {t: _deaths(store, t, run) for t in todo}
+            met = {t: _deaths(store, t.name, run) for t in todo}
             batch = [t for t in todo if met[t] < DEATHS - 1] or list(todo)[:1]
             try:
                 with closing(parallel(delayed(_compute)(make, t, store, run) for t in batch)) as results:
@@ -220,13 +225,13 @@ def run_tasks(
                         del todo[task]
                         if progress is not None: progress.done(task, running(store))
             except TerminatedWorkerError:
-                if met == {t: _deaths(store, t, run) for t in todo}: raise  # not in any task: workers cannot even start
+                if met == {t: _deaths(store, t.name, run) for t in todo}: raise  # not in any task: workers cannot even start
             else:
                 if len(met) == len(todo): time.sleep(1)  # all that is left is somebody else's; perhaps that one dies
     if errors is None: raise_errors(broken)
     return lost
 
-# %% ../nbs/30_ensemble.ipynb #66eee240
+# %% ../nbs/30_ensemble.ipynb #8273a853
 def _arrived(store, task, seconds=60):
     for _ in range(seconds):
         if task in store: return
@@ -244,7 +249,7 @@ def raise_errors(broken: dict):
     first = next((trace for _, trace in broken.values() if trace), "")
     raise RuntimeError(f"{len(broken)} of the tasks failed. The others are finished and kept; another run computes only what is missing.\n{names}\n{first}")
 
-# %% ../nbs/30_ensemble.ipynb #7706b686
+# %% ../nbs/30_ensemble.ipynb #7c56ec3e
 class progress_bar(tqdm):
     "One line on stderr for a whole study: the share done, the time gone and left, what was finished last, what runs now."
     def __init__(self, tasks, disable=False):
