@@ -25,6 +25,7 @@ setup(
     package_data={'unlearning': ['*.csv']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split()},
+    # The tests run a cluster too.
+    extras_require={'cluster': cfg['cluster_requirements'].split(), 'dev': (cfg['cluster_requirements'] + cfg['dev_requirements']).split()},
     zip_safe=False,
 )

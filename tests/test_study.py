@@ -19,7 +19,7 @@ from unlearning.metrics.forget_quality import forget_quality, statistic
 from unlearning.metrics.membership_inference import svc_mia
 from unlearning.report import ATTACKS, forget_table, mia_table, plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, protocol, save_report, summary
 from unlearning.study import Study, check_parameters, network_tasks, run_study
-from unlearning.training import Training
+from unlearning.training import Training, read_arrays, write_arrays
 from unlearning.unlearn import Erase, Recipe, stream
 
 REPAIR = Training(epochs=1, batch_size=32, lr=0.05, augment=())
@@ -118,26 +118,34 @@ def test_records_tell_how_they_came_about(finished):
         assert record['settings']
 
 
+def test_environments_are_those_of_the_records(copied):
+    """Not that of the process which reads them; where two differ, both are named."""
+    path = networks(copied)[0]
+    arrays, header = read_arrays(path)
+    write_arrays(path, arrays, header | dict(environment=header['environment'] | dict(torch='1.0', cores=64)))
+    want = environment() | dict(torch=f'1.0 and {environment()["torch"]}', cores=' and '.join(sorted(['64', str(environment()['cores'])])))
+    assert run(tiny(copied)).facts['environment'] == want
+
+
 # Interruption
 
 INTERRUPTED = '''
     import os, sys, time
     sys.path[:0] = {path!r}
     import test_study
-    from unlearning import ensemble
+    from unlearning import training
 
-    save_file, saved = ensemble.save_file, []
-    def slow(arrays, path, metadata):
-        if len(saved) == {after}:
-            whole = path.with_suffix('.whole')
-            save_file(arrays, whole, metadata)
-            path.write_bytes(whole.read_bytes()[:1000])  # half a record
-            whole.unlink()
+    save, saved = training.save, []
+    def half(arrays, metadata):
+        if len(saved) < {after}:
+            saved.append(1)
+            return save(arrays, metadata)
+        def wait(file):
             print('ready', flush=True)
             time.sleep(600)
-        save_file(arrays, path, metadata)
-        saved.append(path)
-    ensemble.save_file = slow
+        training.os.fsync = wait
+        return save(arrays, metadata)[:1000]  # half a record
+    training.save = half
     test_study.run(test_study.tiny({folder!r}))
 '''
 
@@ -153,7 +161,7 @@ def test_killed_study_goes_on_to_the_same_logits(tmp_path, finished, after):
         os.killpg(child.pid, signal.SIGKILL)
         child.communicate()
     left = files(tmp_path/'study')
-    assert sum(name.endswith('.part') for name in left) == 1
+    assert sum(name.endswith('.part') for name in left) == sum(name.endswith('.claim') for name in left) == 1
     assert sum(name.endswith('.safetensors') for name in left) == after + 1  # and the split
 
     results = run(tiny(tmp_path/'study'))
@@ -162,6 +170,7 @@ def test_killed_study_goes_on_to_the_same_logits(tmp_path, finished, after):
     assert results.quality.equals(finished[1].quality)
     now = files(tmp_path/'study')
     assert all(now[name] == facts for name, facts in left.items() if name.endswith('.safetensors'))  # nothing was repeated
+    assert all(name.endswith('.safetensors') for name in now)  # nothing was left lying about
 
 
 def test_part_file_is_not_a_record(copied, finished):
@@ -175,13 +184,19 @@ def test_part_file_is_not_a_record(copied, finished):
 
 
 @pytest.mark.parametrize('of', ['network', 'measurement', 'original', 'split'])
-def test_truncated_record_is_named(copied, of):
+def test_truncated_file_is_named_set_aside_and_made_anew(copied, finished, of):
     tasks = network_tasks(tiny(copied))
     path = {'network': Store(copied).path(tasks['finetune'][0]), 'original': Store(copied).path(tasks['original'][0]),
             'measurement': next(Path(copied).glob('measure-finetune-000-*')), 'split': next(Path(copied).glob('split-*'))}[of]
     path.write_bytes(path.read_bytes()[:-8])
-    for victim in Path(copied).glob('*random_labels-001-*'): victim.unlink()  # so that something has to be computed
-    with pytest.raises((ValueError, RuntimeError), match=f'{path.name} is .*delete it'): run(tiny(copied))
+    before = files(copied)
+    with pytest.warns(UserWarning, match=f'{path.name} is .*set aside as {path.name}.damaged') as said: results = run(tiny(copied))
+    now = files(copied)
+    assert len(said) == 1, [str(w) for w in said]
+    assert now.keys() - before.keys() == {f'{path.name}.damaged'}
+    assert {name for name in before if now[name] != before[name]} == {path.name}  # nothing else was repeated
+    assert_same_logits(logits_of(copied), logits_of(finished[0].folder))
+    assert results.quality.equals(finished[1].quality)
 
 
 def test_processes_do_not_change_the_logits(tmp_path, finished):

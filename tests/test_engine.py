@@ -1,0 +1,582 @@
+"""What the engine survives: kills, damage, company, full disks, dying workers, and files made to do harm."""
+import ctypes, json, os, pickle, random, resource, shutil, signal, subprocess, sys, textwrap, time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+import unlearning
+from test_study import RECIPES, assert_same_logits, files, logits_of, networks, run, tiny
+from test_training import network
+from unlearning.data import load_split, read_split
+from unlearning.ensemble import Store, Task, claim, run_tasks, running, tidy
+from unlearning.study import network_tasks, verified_split
+from unlearning.training import Checkpoint, Training, fit, read_arrays, write_arrays
+
+PATH = [str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]
+
+
+# Processes to kill
+
+NURSERY = '''
+    import json, os, sys
+    sys.path[:0] = {path!r}
+    import test_engine
+    from test_engine import *
+    print('ready', flush=True)
+    for line in sys.stdin:
+        children = []
+        for code in json.loads(line):
+            if pid := os.fork(): children.append(pid); continue
+            os.setsid()
+            status = 1
+            try: exec(code); status = 0
+            finally: sys.stderr.flush(); os._exit(status)
+        print(json.dumps(children), flush=True)
+        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]), flush=True)
+'''
+
+
+class Nursery:
+    """A process that has imported everything, and forks children which are at work at once, each the head of a process group."""
+    def __init__(self):
+        self.process = subprocess.Popen([sys.executable, '-c', textwrap.dedent(NURSERY.format(path=PATH))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.answer('ready\n')
+
+    def answer(self, wanted=None):
+        line = self.process.stdout.readline()
+        assert wanted in (None, line)
+        return line
+
+    def start(self, *codes):
+        print(json.dumps(codes), file=self.process.stdin, flush=True)
+        self.children = json.loads(self.answer())
+
+    def kill(self):
+        for pid in self.children: os.killpg(pid, signal.SIGKILL)
+
+    def statuses(self): return json.loads(self.answer())
+
+    def run(self, *codes):
+        self.start(*codes)
+        return self.statuses()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+@pytest.fixture(scope='module')
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+def study(folder, **changes): return tiny(folder, seeds=3, training=Training(epochs=6, batch_size=32, lr=0.1, augment=('crop',)), **changes)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, nursery):
+    """A study that nobody interrupted, and how long it took."""
+    folder, start = tmp_path_factory.mktemp('whole'), time.monotonic()
+    assert nursery.run(f'run(study({str(folder)!r}))') == [0]
+    return folder, time.monotonic() - start
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path/'study')
+    return tmp_path/'study'
+
+
+def assert_like(folder, whole):
+    """The same logits and scores, bit by bit, and nothing left lying about."""
+    assert {p.name for p in folder.iterdir() if p.suffix != '.damaged'} == {p.name for p in whole.iterdir()}
+    for path in whole.glob('*.safetensors'):
+        want, got = load_file(path), load_file(folder/path.name)
+        assert want.keys() == got.keys()
+        for key in want: np.testing.assert_array_equal(got[key], want[key], err_msg=f'{key} of {path.name}')
+    scores = lambda p: {k: v for k, v in read_arrays(p)[1]['facts'].items() if k != 'seconds'}
+    for path in whole.glob('measure-*'): assert scores(folder/path.name) == scores(path)
+
+
+# Kills
+
+def test_ten_kills_change_nothing(tmp_path, nursery, whole):
+    """SIGKILL for the whole process tree at ten random moments: eight times one process, twice one with two workers."""
+    rng, folder, kills = random.Random(0), tmp_path/'0', 0
+    while kills < 10:
+        folder.mkdir(exist_ok=True)
+        before = {name: facts for name, facts in files(folder).items() if name.endswith('.safetensors')}
+        jobs, claims = 2 if kills in (3, 7) else 1, set(folder.glob('*.claim'))
+        nursery.start(f'run(study({str(folder)!r}, jobs={jobs}))')
+        if jobs == 2:  # its workers take seconds to start
+            while not set(folder.glob('*.claim')) - claims and os.path.exists(f'/proc/{nursery.children[0]}'): time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.3 * whole[1]))
+        try: nursery.kill()
+        except ProcessLookupError: pass
+        killed = nursery.statuses() == [-signal.SIGKILL]
+        kills += killed
+        assert before.items() <= files(folder).items()  # what was finished is as it was
+        for path in folder.glob('*.safetensors'):
+            if not path.name.startswith('split'): read_arrays(path)  # what has its name is whole
+        assert len(set(folder.glob('*.claim')) - claims) <= jobs  # what was at work
+        if not killed:
+            assert_like(folder, whole[0])
+            folder = tmp_path/str(kills)
+    results = run(study(folder))
+    assert_like(folder, whole[0])
+    assert results.quality.equals(run(study(whole[0])).quality)
+
+
+# A training that is resumed in the middle
+
+class Killed(BaseException): pass
+
+
+def trained(images, path, stop=None, **changes):
+    """The weights of a network with batch norm and dropout, and the steps that it took; `stop` is the step at which the process dies."""
+    model, steps = network(), []
+    def count():
+        steps.append(1)
+        if len(steps) == stop: os.kill(os.getpid(), signal.SIGKILL) if stop > 0 else None
+    settings = Training(**dict(epochs=5, batch_size=50, lr=0.05, augment=('crop', 'erase')) | changes)
+    history = fit(model, images, settings, 7, after_step=count, checkpoint=path and Checkpoint(path, seconds=0))
+    return model.state_dict(), len(steps), history
+
+
+@pytest.mark.parametrize('schedule', ['onecycle', 'cosine', 'halving', 'constant'])
+@pytest.mark.parametrize('optimizer', ['sgd', 'adamw'])
+def test_killed_training_goes_on_to_the_same_weights(tmp_path, nursery, optimizer, schedule):
+    """Killed in its third and, resumed, in its fifth epoch of four steps."""
+    images, changes = load_split('digits', subset=200).train, dict(optimizer=optimizer, schedule=schedule)
+    path = tmp_path/'checkpoint'
+    for stop in (11, 9):
+        code = f'torch.set_num_threads(1); trained(load_split("digits", subset=200).train, {str(path)!r}, {stop}, **{changes!r})'
+        assert nursery.run(code) == [-signal.SIGKILL] and path.exists()
+    weights, steps, history = trained(images, path, **changes)
+    want, all_steps, whole_history = trained(images, None, **changes)
+    assert (steps, all_steps) == (4, 20)
+    for name in want: assert torch.equal(weights[name], want[name]), name
+    assert [(h['epoch'], h['loss'], h['accuracy']) for h in history] == [(h['epoch'], h['loss'], h['accuracy']) for h in whole_history]
+
+
+def test_a_short_training_writes_no_checkpoint(tmp_path):
+    fit(network(), load_split('digits', subset=200).train, Training(epochs=3, batch_size=50, lr=0.05), checkpoint=Checkpoint(tmp_path/'checkpoint'))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('other', [dict(lr=0.06), dict(epochs=6), dict(optimizer='adamw')])
+def test_checkpoint_of_another_training_is_set_aside(tmp_path, other):
+    images, path = load_split('digits', subset=200).train, tmp_path/'checkpoint'
+    trained(images, path, **other)
+    with pytest.warns(UserWarning, match='checkpoint is the checkpoint of another training: it is set aside'): weights, steps, _ = trained(images, path)
+    assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
+
+
+def test_study_resumes_inside_a_network_and_removes_the_checkpoint(tmp_path, whole, nursery, monkeypatch):
+    """The retrained network of seed 1 is killed after its fourth epoch of six."""
+    code = f'''
+        Checkpoint.__init__.__defaults__ = (0.,)
+        offer = Checkpoint.offer
+        def killing(self, history, left):
+            offer(self, history, left)
+            if 'retrain-001' in self.path.name and len(history) == 4: os.kill(os.getpid(), signal.SIGKILL)
+        Checkpoint.offer = killing
+        run(study({str(tmp_path/'study')!r}))
+    '''
+    assert nursery.run(textwrap.dedent(code)) == [-signal.SIGKILL]
+    assert [p.name[:11] for p in (tmp_path/'study').glob('*.checkpoint')] == ['retrain-001']
+    epochs, offer = {}, Checkpoint.offer
+    def counting(self, history, left):
+        epochs.setdefault(self.path.name[:11], []).append(history[-1]['epoch'])
+        offer(self, history, left)
+    monkeypatch.setattr(Checkpoint, 'offer', counting)
+    run(study(tmp_path/'study'))
+    assert epochs == {'retrain-001': [5, 6], 'retrain-002': [1, 2, 3, 4, 5, 6]}
+    assert_like(tmp_path/'study', whole[0])
+
+
+def test_lost_seed_leaves_no_checkpoint(tmp_path):
+    task, store = Task('row', 0, {}), Store(tmp_path)
+    store.checkpoint(task).path.write_bytes(b'x')
+    def make(task): raise FloatingPointError('the loss is nan')
+    assert list(run_tasks([task], make, store, jobs=1)) == [task] and list(tmp_path.iterdir()) == []
+
+
+# Damage
+
+def damage(data, rng):
+    """A file's bytes after something has happened to them."""
+    data = bytearray(data)
+    at = rng.randrange(len(data))
+    kind = rng.choice(['flip', 'flip', 'flip in the header', 'cut', 'hole', 'tail'])
+    if kind == 'flip': data[at] ^= 1 << rng.randrange(8)
+    if kind == 'flip in the header': data[at % min(len(data), 1500)] ^= 1 << rng.randrange(8)
+    if kind == 'cut': del data[at:]
+    if kind == 'hole': data[at:at + 100] = bytes(len(data[at:at + 100]))
+    if kind == 'tail': data += rng.randbytes(1 + at % 50)
+    return bytes(data)
+
+
+def same(a, b): return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k], equal_nan=True) for k in a)
+
+
+@pytest.mark.parametrize('kind', ['original-000', 'finetune-001', 'measure-finetune-001', 'checkpoint'])
+def test_random_damage_is_noticed_and_named(copied, tmp_path, kind):
+    """Or else (a space of the header that became a tab) it is none: what is read is what was written."""
+    rng = random.Random(kind)
+    if kind == 'checkpoint': trained(load_split('digits', subset=200).train, path := tmp_path/'a.checkpoint')
+    else: path = next(copied.glob(f'{kind}-*'))
+    data, (arrays, facts) = path.read_bytes(), read_arrays(path)
+    noticed = 0
+    for _ in range(150):
+        path.write_bytes(damaged := damage(data, rng))
+        try: got = read_arrays(path)
+        except ValueError as e:
+            noticed += 1
+            assert f'{path} is damaged' in str(e)
+        else: assert damaged == data or same(got[0], arrays) and got[1] == facts
+    assert noticed > 135
+
+
+def test_random_damage_to_the_split_is_noticed_and_named(copied):
+    path, rng = next(copied.glob('split-*')), random.Random(1)
+    data, noticed, fingerprint = path.read_bytes(), 0, read_split(next(copied.glob('split-*'))).fingerprint
+    for _ in range(150):
+        (new := path.with_suffix('.new')).write_bytes(damage(data, rng))  # not in place: the last one may still be mapped
+        os.replace(new, path)
+        try: split = verified_split(path, read_split)
+        except ValueError as e:
+            noticed += 1
+            assert str(path) in str(e)
+        else: assert split.fingerprint == fingerprint
+    assert noticed > 130
+
+
+def test_every_file_damaged_at_once(copied, whole):
+    """Each is named and set aside, and the study comes out the same."""
+    rng, names = random.Random(2), sorted(p.name for p in copied.iterdir())
+    for name in names:
+        data = bytearray((copied/name).read_bytes())
+        data[rng.randrange(len(data) // 2, len(data)) if name.startswith(('split', 'ori')) else -1 - rng.randrange(200)] ^= 1 << rng.randrange(8)
+        (copied/name).write_bytes(data)
+    with pytest.warns(UserWarning) as said: run(study(copied))
+    messages = [str(w.message) for w in said if w.category is UserWarning]
+    for name in names: assert sum(f'{name} is' in m and f'{name}.damaged' in m for m in messages) == 1
+    assert {p.name for p in copied.glob('*.damaged')} == {f'{name}.damaged' for name in names}
+    assert_like(copied, whole[0])
+
+
+def test_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(tmp_path):
+    images, path = load_split('digits', subset=200).train, tmp_path/'a.checkpoint'
+    trained(images, path)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 4
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match='a.checkpoint is damaged .* set aside as a.checkpoint.damaged'): weights, steps, _ = trained(images, path)
+    assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
+
+
+def test_record_without_checksum_is_read(copied):
+    """As version 0.0.1 first wrote them."""
+    path = next(copied.glob('finetune-001-*'))
+    arrays, header = read_arrays(path)
+    save_file(arrays, path, {'record': json.dumps(header)})
+    before = files(copied)
+    run(study(copied))
+    assert files(copied) == before
+
+
+def test_damage_that_comes_while_the_study_runs_is_named(copied):
+    """After the records were looked at, and before they are read for the tables."""
+    tasks = network_tasks(study(copied))
+    path = Store(copied).path(tasks['finetune'][0])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=path.name), pytest.raises(ValueError, match=f'{path.name} was damaged and is set aside: run again'): Store(copied).load(tasks['finetune'][0])
+
+
+# Company
+
+def logging(folder):
+    """Let every task that is computed leave a line."""
+    from unlearning.study import Maker, Measurer
+    for cls in (Maker, Measurer):
+        def call(self, task, make=cls.__call__):
+            with open(f'{folder}.log', 'a') as f: f.write(f'{task.name}\n')
+            return make(self, task)
+        cls.__call__ = call
+
+
+def test_two_studies_share_the_work(tmp_path, nursery, whole):
+    code = f'logging({str(tmp_path/"study")!r}); r = run(study({str(tmp_path/"study")!r})); r.networks.to_csv({str(tmp_path)!r} + f"/{{os.getpid()}}.csv")'
+    assert nursery.run(code, code) == [0, 0]
+    lines = (tmp_path/'study.log').read_text().split()
+    assert sorted(lines) == sorted(p.stem for p in whole[0].glob('*.safetensors') if not p.name.startswith('split'))  # each once
+    first, second = (p.read_text() for p in tmp_path.glob('*.csv'))
+    assert first == second
+    assert_like(tmp_path/'study', whole[0])
+
+
+HOLDER = '''
+import fcntl, os, sys, time
+claim, lasts, record, whole = sys.argv[1:]
+f = open(claim, 'a')
+fcntl.flock(f, fcntl.LOCK_EX)
+print('held', flush=True)
+time.sleep(float(lasts))
+if whole: os.replace(whole, record); os.unlink(claim)
+else: os.kill(os.getpid(), 9)
+'''
+
+
+def make(task): return {'x': np.arange(task.seed + 3.)}, {}
+def refuse(task): raise AssertionError('nothing should be computed')
+
+
+@pytest.mark.parametrize('ends', ['finishes', 'is killed'])
+def test_what_another_process_holds_is_waited_for(tmp_path, ends):
+    """Others first; then its record is read, or, if it died, its task is taken over."""
+    store, other, tasks = Store(tmp_path/'a'), Store(tmp_path/'b'), [Task('row', k, {}) for k in range(3)]
+    run_tasks(tasks[:1], make, other, jobs=1)
+    order = []
+    def made(task):
+        order.append(task.seed)
+        return refuse(task) if task.seed == 0 and ends == 'finishes' else make(task)
+    args = [str(store.folder/f'{tasks[0].name}.claim'), '1.5', str(store.path(tasks[0])), str(other.path(tasks[0])) if ends == 'finishes' else '']
+    with subprocess.Popen([sys.executable, '-c', HOLDER, *args], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == 'held\n' and running(store) == ['row-000']
+        (store.folder/f'{tasks[0].filename}.1.part').write_bytes(b'being written')
+        tidy(store)
+        assert len(list(store.folder.iterdir())) == 2  # what is held is not touched
+        run_tasks(tasks, made, store, jobs=1)
+    assert order == ([1, 2] if ends == 'finishes' else [1, 2, 0])
+    for task in tasks: assert len(store.load(task)[0]['x']) == task.seed + 3
+    if ends == 'is killed': assert {p.suffix for p in store.folder.iterdir()} == {'.safetensors'}
+
+
+def test_claim_on_a_file_that_has_just_been_removed_is_none(tmp_path, monkeypatch):
+    """Its holder finished between our opening of the file and our lock on it; a third one may hold a new file of that name."""
+    from unlearning import ensemble
+    flock = ensemble.fcntl.flock
+    def late(file, how):
+        os.unlink(file.name)
+        flock(file, how)
+    monkeypatch.setattr(ensemble.fcntl, 'flock', late)
+    with claim(Store(tmp_path), 'row-000') as deaths: assert deaths is None
+    monkeypatch.undo()
+    with claim(Store(tmp_path), 'row-000') as deaths: assert deaths == 0
+
+
+def test_record_that_a_worker_wrote_elsewhere_is_missed(tmp_path):
+    """On a folder that only looks the same on two machines."""
+    from unlearning.ensemble import _arrived
+    with pytest.raises(OSError, match=f'row-000-.*is not in {tmp_path}.* of this machine: .* all machines share'): _arrived(Store(tmp_path), Task('row', 0, {}), seconds=1)
+
+
+def test_a_death_after_progress_does_not_count(tmp_path):
+    """A training of days may be stopped by its cluster's time limit many times; a task that never gets anywhere is another matter."""
+    store, seen = Store(tmp_path), []
+    for progress in (False, True, True, True, False, False):
+        with claim(store, 'row-000', 'run') as deaths:
+            seen.append(deaths)
+            if progress: os.utime(tmp_path/'row-000.checkpoint', ns=(len(seen), len(seen))) if len(seen) > 2 else (tmp_path/'row-000.checkpoint').touch()
+            marks = (tmp_path/'row-000.claim').read_text()
+        (tmp_path/'row-000.claim').write_text(marks)  # as if the holder had died
+    assert seen == [0, 1, 0, 0, 0, 1]
+
+
+def test_what_killed_processes_left_is_tidied_away(tmp_path):
+    """For tasks of other settings too; but not what nobody has claimed, which may be in the making by other means."""
+    for name in ('old-000-0123.claim', 'old-000-0123.safetensors.99.part', 'old-000-0123.checkpoint.98.part', 'old-000-0123.checkpoint', 'free.safetensors.1.part'):
+        (tmp_path/name).write_bytes(b'x')
+    run_tasks([Task('row', 0, {})], make, Store(tmp_path), jobs=1)
+    assert sorted(p.name[:20] for p in tmp_path.iterdir() if p.name[:3] != 'row') == ['free.safetensors.1.p', 'old-000-0123.checkpo']
+
+
+def test_without_locks_a_study_still_runs(tmp_path, monkeypatch):
+    """A network disk without them, or another system than Unix."""
+    from unlearning import ensemble
+    for fcntl in (None, type('Fcntl', (), dict(LOCK_EX=2, LOCK_NB=4, flock=staticmethod(lambda *args: (_ for _ in ()).throw(OSError(38, 'no locks')))))):
+        monkeypatch.setattr(ensemble, 'fcntl', fcntl)
+        store = Store(tmp_path/str(fcntl))
+        assert run_tasks(tasks := [Task('row', k, {}) for k in range(2)], make, store, jobs=1) == {} and all(t in store for t in tasks)
+
+
+# Trouble with the folder
+
+def assert_says(path, folder):
+    text = path.read_text()
+    assert text.startswith('OSError') and f'{folder} cannot be written to' in text and 'free space there or make it writable' in text and 'what is finished is kept' in text
+
+
+FILL = '''
+try: run(study({folder!r}, jobs={jobs}))
+except OSError as e: Path({says!r}).write_text(f'OSError {{e}}')
+'''
+
+
+@pytest.mark.parametrize('jobs, allowed, missing', [(1, 20_000, 'finetune-001'), (2, 20_000, 'finetune'), (1, 500, 'measure'), (1, 20_000, 'split'), (1, 20_000, '')])
+def test_disk_full(copied, tmp_path, nursery, whole, jobs, allowed, missing):
+    """A limit to the size of files; the kernel refuses the rest, as it does on a full disk."""
+    for path in copied.glob(f'{missing}*'): path.unlink()
+    before = files(copied)
+    code = f'resource.setrlimit(resource.RLIMIT_FSIZE, ({allowed}, {allowed}))' + FILL.format(folder=str(copied), jobs=jobs, says=str(tmp_path/'says'))
+    assert nursery.run(code) == [0]
+    assert_says(tmp_path/'says', copied)
+    assert files(copied) == before
+    run(study(copied))
+    assert_like(copied, whole[0])
+
+
+def test_small_disk(tmp_path, nursery, whole):
+    """A real one, where the machine lets us mount it."""
+    (disk := tmp_path/'disk').mkdir()
+    size = sum(p.stat().st_size for p in whole[0].iterdir()) - 200_000
+    if os.getuid() or subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={size}', 'tmpfs', disk], capture_output=True).returncode: pytest.skip('mounting takes root')
+    try:
+        assert nursery.run(FILL.format(folder=str(disk/'study'), jobs=1, says=str(tmp_path/'says'))) == [0]
+        assert_says(tmp_path/'says', disk/'study')
+        finished = files(disk/'study')
+        assert any(name.startswith('original') for name in finished) and all(name.endswith('.safetensors') for name in finished)
+        subprocess.run(['mount', '-o', 'remount,size=20m', disk], check=True)
+        run(study(disk/'study'))
+        assert finished.items() <= files(disk/'study').items()
+        assert_like(disk/'study', whole[0])
+    finally: subprocess.run(['umount', '-l', disk], check=True)
+
+
+def without_privileges():
+    """Root may write anywhere, whatever a folder's mode. This gives up all that sets root apart (capabilities), in this process."""
+    if not os.getuid(): assert ctypes.CDLL(None).capset((ctypes.c_uint32*2)(0x20080522, 0), (ctypes.c_uint32*6)()) == 0
+
+
+@pytest.mark.parametrize('missing', [True, False])
+def test_read_only_folder(nursery, copied, tmp_path, missing):
+    """What is finished can still be read."""
+    if missing: next(copied.glob('finetune-001-*')).unlink()
+    copied.chmod(0o555)
+    says = tmp_path/'says'
+    code = f'''
+        without_privileges()
+        try: Path({str(says)!r}).write_text(str(len(run(study({str(copied)!r})).networks)))
+        except OSError as e: Path({str(says)!r}).write_text(f'OSError {{e}}')
+    '''
+    try: assert nursery.run(textwrap.dedent(code)) == [0]
+    finally: copied.chmod(0o755)
+    if missing: assert_says(says, copied)
+    else: assert says.read_text() == '10'
+
+
+# Trouble with a worker
+
+def fateful(task):
+    with open(task.settings['log'], 'a') as f: f.write(f'{task.seed}\n')
+    if task.seed == 1 and task.settings['fate'] == 'killed': os.kill(os.getpid(), signal.SIGKILL)
+    if task.seed == 1 and task.settings['fate'] == 'memory': np.ones(1 << 50)
+    if task.seed == 1 and task.settings['fate'] == 'code': return undefined
+    time.sleep(3 if task.seed == 0 and task.settings['fate'] == 'killed' else 0.2)  # seed 0 is an innocent who is always there
+    return make(task)
+
+
+@pytest.mark.parametrize('fate, says, jobs', [('killed', 'its process died 3 times', 2), ('memory', 'MemoryError: Unable to allocate', 2),
+                                              ('memory', 'MemoryError: Unable to allocate', 1), ('code', "NameError: name 'undefined'", 2)])
+def test_trouble_in_one_worker_is_named_and_the_rest_goes_on(tmp_path, fate, says, jobs):
+    tasks = [Task('row', k, dict(fate=fate, log=str(tmp_path/'log'))) for k in range(6)]
+    store = Store(tmp_path/'store')
+    with pytest.raises(RuntimeError, match=f'1 of the tasks failed.*another run computes only what is missing.\n  row, seed 1: .*{says}') as e: run_tasks(tasks, fateful, store, jobs=jobs)
+    assert ('Traceback' in str(e.value)) == (says[:3] != 'its')
+    assert [t in store for t in tasks] == [True, False, True, True, True, True]
+    assert all(path.suffix == '.safetensors' for path in store.folder.iterdir())
+    before, log = files(store.folder), (tmp_path/'log').read_text().split()
+    assert log.count('1') == (3 if says[:3] == 'its' else 1) and max(map(log.count, '02345')) <= 3
+    run_tasks(tasks, make, store, jobs=1)  # the trouble is over
+    assert tasks[1] in store and before.items() <= files(store.folder).items()
+
+
+def test_trouble_in_one_row_leaves_the_other_rows(tmp_path):
+    """Both seeds of it are named, and everything else is trained and measured."""
+    from dataclasses import replace
+    broken = replace(RECIPES['random_labels'], loss=type(RECIPES['finetune'].loss)())
+    with pytest.raises(RuntimeError, match=r'(?s)2 of the tasks failed.*broken, seed 0: NotImplementedError.*broken, seed 1: NotImplementedError.*Traceback'):
+        run(tiny(tmp_path, recipes=dict(broken=broken) | RECIPES))
+    before = files(tmp_path)
+    assert len(networks(tmp_path)) == 7 and len(list(tmp_path.glob('measure-*'))) == 7
+    run(tiny(tmp_path))
+    assert files(tmp_path) == before
+
+
+def test_workers_that_cannot_start_end_the_run(tmp_path):
+    """Instead of being started for ever."""
+    from unlearning.ensemble import TerminatedWorkerError
+    tasks = [Task('row', k, {}) for k in range(3)]
+    with pytest.raises(TerminatedWorkerError): run_tasks(tasks, Deadly(), Store(tmp_path), jobs=2)
+
+
+class Deadly:
+    """Takes its process with it when it is unpickled, before any task has begun."""
+    def __reduce__(self): return os._exit, (7,)
+
+
+# Files made to do harm
+
+class Harm:
+    def __init__(self, mark): self.mark = str(mark)
+    def __reduce__(self): return Path.touch, (Path(self.mark),)
+
+
+@pytest.fixture
+def harmful(tmp_path):
+    """Files that, unpickled, leave a mark."""
+    mark, files = tmp_path/'mark', {}
+    pickle.dump(Harm(mark), open(tmp_path/'pickle', 'wb'))
+    torch.save(dict(model=Harm(mark)), tmp_path/'torch')
+    np.save(tmp_path/'array.npy', np.array([Harm(mark)], dtype=object), allow_pickle=True)
+    np.savez(tmp_path/'archive.npz', forget=np.array([Harm(mark)], dtype=object))
+    pickle.load(open(tmp_path/'pickle', 'rb'))
+    assert mark.exists()  # they do work
+    mark.unlink()
+    yield {name: (tmp_path/name).read_bytes() for name in ('pickle', 'torch', 'array.npy', 'archive.npz')}
+    assert not mark.exists()
+
+
+KINDS = ['pickle', 'torch', 'array.npy', 'archive.npz']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_code_in_the_place_of_a_checkpoint_or_record_is_not_executed(copied, whole, harmful, kind):
+    names = [p.name for name in ('original', 'finetune-001', 'measure-retrain-002', 'split') for p in copied.glob(f'{name}-*')]
+    for name in names: (copied/name).write_bytes(harmful[kind])
+    checkpoint = next(copied.glob('original-*')).with_suffix('.checkpoint')
+    checkpoint.write_bytes(harmful[kind])
+    with pytest.warns(UserWarning) as said: run(study(copied))
+    for name in (*names, checkpoint.name): assert any(f'{name} is' in str(w.message) and 'set aside' in str(w.message) for w in said), name
+    assert_like(copied, whole[0])
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_code_in_the_place_of_a_forget_file_is_not_executed(tmp_path, harmful, kind):
+    (tmp_path/'forget.npy').write_bytes(harmful[kind])
+    with pytest.raises(ValueError): load_split('digits', forget=tmp_path/'forget.npy')
+
+
+@pytest.mark.parametrize('name', ['../up', 'a/b', '/etc/passwd', '..', '.hidden', 'a\0b', 'a\nb', ''])
+def test_name_that_leads_elsewhere_is_refused(name):
+    with pytest.raises(ValueError, match='cannot name a row'): Task(name, 0, {})
+
+
+@pytest.mark.parametrize('change', ['method', 'seed', 'settings', 'names'])
+def test_record_of_another_task_is_not_used(copied, whole, change):
+    """A true record under a false name, or a header that leads elsewhere."""
+    tasks = network_tasks(study(copied))
+    path, store = Store(copied).path(tasks['finetune'][1]), Store(copied)
+    false = dict(method=tasks['random_labels'][1], seed=tasks['finetune'][2], settings=tasks['random_labels'][1]).get(change)
+    if false: shutil.copy(store.path(false), path)
+    else:
+        arrays, header = read_arrays(path)
+        write_arrays(path, arrays, header | dict(method='../../finetune'))
+    with pytest.warns(UserWarning, match=f"{path.name} is another task's record.* set aside"): run(study(copied))
+    assert_like(copied, whole[0])
