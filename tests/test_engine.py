@@ -243,6 +243,12 @@ def test_random_damage_is_noticed_and_named(copied, tmp_path, kind):
     assert noticed > 135
 
 
+def test_damaged_name_of_the_checksum_does_not_pass_for_an_old_record(copied):
+    path = next(copied.glob('finetune-001-*'))
+    path.write_bytes(path.read_bytes().replace(b'"checksum"', b'"checksun"'))
+    with pytest.raises(ValueError, match=f"{path} is damaged .*it has a field 'checksun'"): read_arrays(path)
+
+
 def test_random_damage_to_the_split_is_noticed_and_named(copied):
     path, rng = next(copied.glob('split-*')), random.Random(1)
     data, noticed, fingerprint = path.read_bytes(), 0, read_split(next(copied.glob('split-*'))).fingerprint
