@@ -8,7 +8,7 @@ __all__ = ['FIELDS', 'GET_CELEBA', 'CHALLENGE', 'SOURCES', 'AUGMENTATIONS', 'Ima
            'make_split', 'project_root', 'data_root', 'channel_statistics', 'in_memory', 'Source', 'decode_once',
            'read_celeba', 'load_split', 'tuning_split', 'crop', 'flip', 'rotate', 'erase', 'batches']
 
-# %% ../nbs/00_data.ipynb #6746432a
+# %% ../nbs/00_data.ipynb #d487e036
 import hashlib, io, json, mmap, os, urllib.error
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -28,7 +28,7 @@ from torchvision import datasets as tvd
 from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
-# %% ../nbs/00_data.ipynb #d44ce227
+# %% ../nbs/00_data.ipynb #cc1b2bc9
 @dataclass(frozen=True, eq=False)
 class Images:
     "Labelled images, with the channel statistics that normalise them."
@@ -73,7 +73,7 @@ class Images:
 
 FIELDS = ("source", "labels", "indices", "mean", "std", "identities", "rows")
 
-# %% ../nbs/00_data.ipynb #b18c3693
+# %% ../nbs/00_data.ipynb #3f8d8f18
 class ImageFile:
     "Images in a .npy file, N × C × H × W bytes, read when they are asked for. `ValueError` if the file is not that."
     device = torch.device("cpu")
@@ -91,7 +91,7 @@ class ImageFile:
         "A copy of some images, as a tensor."
         images = torch.from_numpy(np.array(self.array[rows.numpy() if torch.is_tensor(rows) else rows]))
         self.read += len(images)
-        if self.read > 4096:
+        if self.read > 1024:
             self.array.base.madvise(mmap.MADV_DONTNEED)
             self.read = 0
         return images
@@ -100,7 +100,7 @@ class ImageFile:
         "Itself on the CPU; on another device a tensor of everything."
         return self if torch.device(device).type == "cpu" else torch.from_numpy(np.array(self.array)).to(device)
 
-# %% ../nbs/00_data.ipynb #a7b8c3fd
+# %% ../nbs/00_data.ipynb #98be25d3
 @dataclass(frozen=True, eq=False)
 class Split:
     "A data set divided for unlearning: train = retain + forget, and images never trained on."
@@ -146,7 +146,7 @@ class Split:
         sizes = ", ".join(f"{k} {len(part):,}" for k, part in self.parts.items())
         return f"Split({self.name}: {sizes}; {len(self.classes)} classes; images {' × '.join(map(str, self.image_shape))})"
 
-# %% ../nbs/00_data.ipynb #c4b45ff5
+# %% ../nbs/00_data.ipynb #9423055a
 def save_split(split: Split, path) -> Path:
     "Write a split to one safetensors file, atomically."
     sources = list({id(part.source): part.source for part in split.parts.values()}.values())
@@ -177,7 +177,7 @@ def shared_split(path: str, device: str = "cpu") -> Split:
     "The split in a file, read once a process however often it is asked for."
     return read_split(path).to(device)
 
-# %% ../nbs/00_data.ipynb #c58a5388
+# %% ../nbs/00_data.ipynb #e78015ab
 def check_forget(
     forget,      # positions in the training set
     n: int,      # size of the training set
@@ -196,7 +196,7 @@ def check_forget(
     if len(values) == n: raise ValueError(f"forget names all {n} training images: nothing would be retained; leave some out")
     return values.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #dc990357
+# %% ../nbs/00_data.ipynb #814c0101
 def draw_balanced(
     labels,          # int, N
     n: int,          # how many to draw
@@ -211,7 +211,7 @@ def draw_balanced(
     take[np.argsort(take - share, kind="stable")[:n - take.sum()]] += 1
     return np.sort(np.concatenate([rng.choice(np.flatnonzero(labels == c), k, replace=False) for c, k in zip(classes, take)]))
 
-# %% ../nbs/00_data.ipynb #99466d82
+# %% ../nbs/00_data.ipynb #c280eaf8
 def choose_identities(
     identities, labels,    # int, N each
     n: int,                # how many identities to choose
@@ -242,7 +242,7 @@ def whole_identities(
     order = order[np.argsort(~np.isin(ids[order], list(first)), kind="stable")]
     return np.flatnonzero(np.isin(identities, ids[order[:np.searchsorted(counts[order].cumsum(), n) + 1]]))
 
-# %% ../nbs/00_data.ipynb #0be87748
+# %% ../nbs/00_data.ipynb #ea4fb5b6
 def make_split(
     train: Images, test: Images,
     forget,                     # positions in train to forget: integers
@@ -269,7 +269,7 @@ def make_split(
     part = lambda idx: whole[np.searchsorted(kept, idx)]
     return Split(name, classes, part(np.union1d(retain, forget)), part(retain), part(forget), test, part(held) if val else None)
 
-# %% ../nbs/00_data.ipynb #27a2db7c
+# %% ../nbs/00_data.ipynb #e4bafcf0
 def project_root() -> Path:
     "The nearest folder, from here upwards, that holds the project's settings.ini; the current folder if there is none."
     here = Path.cwd()
@@ -287,7 +287,7 @@ def data_root(
     raise ValueError(f"{origin} names the folder {str(named)!r}, which is neither {tried[0].absolute()} nor {tried[1]}: "
                      "create it, or unset it to use data/")
 
-# %% ../nbs/00_data.ipynb #37cf146b
+# %% ../nbs/00_data.ipynb #62103766
 def channel_statistics(pixels):  # uint8, N × C × H × W
     "Mean and standard deviation of each channel of pixels in [0, 1]."
     # Bytes have 256 values, so the exact moments come from counts, without a float copy of the set.
@@ -302,7 +302,7 @@ def in_memory(images, labels, like=None, identities=None) -> Images:
     mean, std = channel_statistics(images) if like is None else (like.mean, like.std)
     return Images(images, labels, torch.arange(len(labels)), mean, std, None if identities is None else torch.as_tensor(np.asarray(identities), dtype=torch.int64))
 
-# %% ../nbs/00_data.ipynb #02f99f3b
+# %% ../nbs/00_data.ipynb #33f1267a
 class Source(NamedTuple):
     "A data set before it is divided."
     name: str
@@ -324,7 +324,7 @@ def _digits(root):
     train = in_memory(images[keep], labels[keep])
     return Source("digits", train, in_memory(images[rest], labels[rest], like=train), tuple("0123456789"), forget=len(train) // 10)
 
-# %% ../nbs/00_data.ipynb #da3e96b9
+# %% ../nbs/00_data.ipynb #94f66725
 def _cifar10(root):
     "CIFAR-10 through torchvision: 50,000 to train on, 10,000 to test on."
     folder = root / tvd.CIFAR10.base_folder
@@ -341,7 +341,7 @@ def _cifar10(root):
     train = in_memory(sets[0].data.transpose(0, 3, 1, 2), sets[0].targets)
     return Source("cifar10", train, in_memory(sets[1].data.transpose(0, 3, 1, 2), sets[1].targets, like=train), tuple(sets[0].classes), forget="challenge")
 
-# %% ../nbs/00_data.ipynb #647d9ee6
+# %% ../nbs/00_data.ipynb #6883ce04
 def _decode(path, size):
     "One image file as a 3 × H × W byte array: a square cut from its middle, resized; as it is if `size` is None."
     try: image = tvd.folder.pil_loader(path)
@@ -365,7 +365,7 @@ def _folder(root, image_size=None):
     paths = [Path(p).relative_to(root / "train").as_posix() for p, _ in sets[0].samples]
     return Source("folder", train, in_memory(read(sets[1]), sets[1].targets, like=train), tuple(sets[0].classes), paths=paths)
 
-# %% ../nbs/00_data.ipynb #7432e1fe
+# %% ../nbs/00_data.ipynb #3b62de2f
 def decode_once(
     paths,           # of images
     size: int,       # pixels, of the square
@@ -399,7 +399,7 @@ def _append_images(paths, part, shape):
                 f.write(images.tobytes()); bar.update(len(images))
         f.flush(); os.fsync(f.fileno())
 
-# %% ../nbs/00_data.ipynb #fa843a6e
+# %% ../nbs/00_data.ipynb #f45ad096
 GET_CELEBA = ("get img_align_celeba.zip, list_attr_celeba.txt, identity_CelebA.txt and list_eval_partition.txt by hand from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, "
               "unpack them into celeba/ in the data root, or set UNLEARNING_DATA to the folder that holds celeba/")
 
@@ -409,8 +409,9 @@ def _celeba_table(folder, name, **form) -> pd.DataFrame:  # indexed by the name 
     if not path.is_file(): raise ValueError(f"{path} is missing: {GET_CELEBA}")
     try: table = pd.read_csv(path, sep=r"\s+", **form)
     except (ValueError, UnicodeDecodeError) as e: raise ValueError(f"{path} is damaged ({e}): {GET_CELEBA}") from e
-    # A row that was cut off has no value, or half of one.
-    if table.isna().any(axis=None) or not all(map(pd.api.types.is_integer_dtype, table.dtypes)): raise ValueError(f"{path} is damaged (a row is not whole numbers): {GET_CELEBA}")
+    # A row that was cut off has no value, or half of one; and half of an identity's number is a number.
+    whole = all(map(pd.api.types.is_integer_dtype, table.dtypes)) and (len(table.columns) > 1 or path.read_bytes().endswith(b"\n"))
+    if table.isna().any(axis=None) or not whole: raise ValueError(f"{path} is damaged (a row is not whole numbers): {GET_CELEBA}")
     return table
 
 def read_celeba(folder):
@@ -425,7 +426,7 @@ def read_celeba(folder):
         if not table.index.equals(attributes.index): raise ValueError(f"{folder / columns[key]} lists other images than list_attr_celeba.txt: {GET_CELEBA}")
     return attributes, single["identity"].identity, single["partition"].partition
 
-# %% ../nbs/00_data.ipynb #720452a3
+# %% ../nbs/00_data.ipynb #9a3e74b0
 def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cache=None):
     "CelebA, or anything in its layout: classes are combinations of attributes, train, valid and test the official partitions."
     folder = root / "celeba"
@@ -446,16 +447,16 @@ def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cac
     train, val, test = map(cut, rows)
     made = folder / "rendered.json"  # a tree of `render_faces` says what it is, wherever it is found
     name = json.loads(made.read_text())["name"] if made.exists() else "celeba"
-    return Source(name, train, test, tuple(names), "identities", val, forget_classes=(0, 4))
+    return Source(name, train, test, tuple(names), "identities", val, forget_classes=(0, 4) if len(names) == 8 else ())
 
-# %% ../nbs/00_data.ipynb #1cfa7dcb
+# %% ../nbs/00_data.ipynb #21e4fca4
 def _writers(root):
     "QMNIST through torchvision: 60,000 digits by 539 writers, and MNIST's 10,000 test digits by 297 others."
     how = f"put QMNIST's four files (github.com/facebookresearch/qmnist) into {root / 'QMNIST' / 'raw'}, or set UNLEARNING_DATA to the folder that holds QMNIST/"
     here = (root / "QMNIST" / "raw").is_dir() and any((root / "QMNIST" / "raw").iterdir())
     def read(what):
         try: return tvd.QMNIST(root, what, compat=False, download=not here)
-        except Exception as e: raise ValueError(f"QMNIST's {what} files could not be {'read' if here else 'downloaded'} ({e}): {how}") from e
+        except Exception as e: raise ValueError(f"QMNIST's {what} files could not be {'read' if here else 'downloaded'} ({e!r}): {how}") from e
     sets = [read(what) for what in ("train", "test10k")]
     for s in sets:
         if len(s.data) != len(s.targets) or s.targets.shape[1] < 3: raise ValueError(f"QMNIST has {len(s.data)} images and {len(s.targets)} rows of labels: {how}")
@@ -463,7 +464,7 @@ def _writers(root):
     train = in_memory(*arrays[0][:2], identities=arrays[0][2])
     return Source("writers", train, in_memory(*arrays[1][:2], like=train, identities=arrays[1][2]), tuple("0123456789"), "identities", spanning="drop")
 
-# %% ../nbs/00_data.ipynb #946a4f75
+# %% ../nbs/00_data.ipynb #0a9111f6
 CHALLENGE = dict(url="https://storage.googleapis.com/unlearning-challenge/forget_idx.npy",
                  sha256="d9cece6f3d433e0d53438c709667f62f9f79b15260e3001c82adb5a9513a52cc")
 
@@ -481,7 +482,7 @@ def _challenge_indices(root):
         raise ValueError(f"{path} is not the challenge's file (sha256 {found[:12]}…, not {CHALLENGE['sha256'][:12]}…): delete it and run again")
     return np.load(path, allow_pickle=False)
 
-# %% ../nbs/00_data.ipynb #3a20f9c8
+# %% ../nbs/00_data.ipynb #adb93b50
 def _read_forget_file(path, paths):
     "Positions from a .npy of integers, or a .txt with one position (or, for a folder, one relative path) a line."
     path = Path(path).expanduser()
@@ -501,7 +502,7 @@ def _read_forget_file(path, paths):
         raise ValueError(f"{path} names {bad[0]!r}, which is not an image under train/: write paths like {paths[0]!r}")
     return np.array([position[s] for s in lines], dtype=np.int64)
 
-# %% ../nbs/00_data.ipynb #c78df0a3
+# %% ../nbs/00_data.ipynb #4598192c
 def _split_people(source, forget, seed, val, subset, share, classes, identities) -> Split:
     "Divide a data set by identity: hold out, keep and forget whole people (`forget='images'`: forget images, whoever is on them)."
     train, rng = source.train, lambda k: np.random.default_rng([seed, k])
@@ -525,7 +526,7 @@ def _split_people(source, forget, seed, val, subset, share, classes, identities)
     split = make_split(train[kept], source.test, np.searchsorted(kept, rest[forgotten]), source.classes, source.name)
     return replace(split, val=train[held].compact() if val else source.val)
 
-# %% ../nbs/00_data.ipynb #2990e699
+# %% ../nbs/00_data.ipynb #a6a9d660
 SOURCES = {"digits": _digits, "cifar10": _cifar10, "folder": _folder, "celeba": _celeba, "writers": _writers}
 
 def load_split(
@@ -549,6 +550,7 @@ def load_split(
     if forget is None: raise ValueError(f"a {dataset} needs forget=: a count, positions, or a text file of paths relative to train/")
     if isinstance(forget, str) and forget in ("identities", "images"):
         if source.train.identities is None: raise ValueError(f"forget={forget!r} needs to know whose image is whose, and {dataset} does not: pass a count, positions or a file")
+        if identities and (share, classes) != (None, None): raise ValueError("identities names the people to forget, so share and classes have nothing to choose: leave them out")
         everyone = identities or not (classes or source.forget_classes)
         return _split_people(source, forget, seed, val, subset, 0.02 if share is None else share, tuple(range(len(source.classes)) if everyone else classes or source.forget_classes), identities)
     if (share, classes, *identities) != (None, None): raise ValueError("share, classes and identities belong to forget='identities' (or 'images'): leave them out")
@@ -563,7 +565,7 @@ def load_split(
     split = make_split(source.train, source.test, forget, source.classes, source.name, val, subset, seed)
     return split if source.val is None else replace(split, val=source.val)
 
-# %% ../nbs/00_data.ipynb #0c326d5d
+# %% ../nbs/00_data.ipynb #8408a565
 def tuning_split(
     split: Split,
     val: int,                 # images of retain to hold out, in the place of the test set
@@ -587,7 +589,7 @@ def tuning_split(
     keep = np.setdiff1d(np.arange(len(labels)), np.concatenate([held, dropped]))
     return make_split(split.train[keep], split.train[held].compact(), np.searchsorted(keep, forget), split.classes, f"{split.name} (tuning)")
 
-# %% ../nbs/00_data.ipynb #2e531a2c
+# %% ../nbs/00_data.ipynb #7f184be4
 def crop(x, rng):
     "Shift each image by up to an eighth of its size, zeros coming in at the border (4 pixels at 32 × 32)."
     n, _, h, w = x.shape
@@ -601,7 +603,7 @@ def flip(x, rng):
     mirrored = torch.rand(len(x), generator=rng) < 0.5
     return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
 
-# %% ../nbs/00_data.ipynb #7337106e
+# %% ../nbs/00_data.ipynb #31821f03
 def rotate(x, rng, degrees=15):
     "Rotate each image by an angle drawn from ±`degrees`, bilinear, zeros outside."
     angle = (torch.rand(len(x), generator=rng) * 2 - 1) * (degrees * torch.pi / 180)
@@ -622,7 +624,7 @@ def erase(x, rng, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)):
 
 AUGMENTATIONS = {"crop": crop, "flip": flip, "rotate": rotate, "erase": erase}
 
-# %% ../nbs/00_data.ipynb #3afb406a
+# %% ../nbs/00_data.ipynb #5738ebfb
 def batches(
     images: Images,
     size: int,                           # images a batch

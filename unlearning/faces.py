@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SEX_GAP', 'SKINS', 'HAIRS', 'IRISES', 'CHUBBINESS', 'SIDES', 'ARC', 'CELEBA_ATTRIBUTES', 'LAYERS', 'CLASS_SHARES',
-           'CHANGEABLE', 'PARTS', 'draw_person', 'draw_moment', 'Pen', 'drawn_attributes', 'draw_face', 'apportion',
+           'CHANGEABLE', 'draw_person', 'draw_moment', 'Pen', 'drawn_attributes', 'draw_face', 'apportion',
            'cast_faces', 'render_faces']
 
-# %% ../nbs/04_faces.ipynb #81057fd2
+# %% ../nbs/04_faces.ipynb #99f3edae
 import json, os
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 from . import __version__
 
-# %% ../nbs/04_faces.ipynb #9d90e7fc
+# %% ../nbs/04_faces.ipynb #54280234
 SEX_GAP = 2.1  # the d above; the measurements at the end of this notebook say what it does
 SKINS = np.array([(255, 226, 206), (248, 205, 176), (234, 182, 144), (208, 148, 106), (164, 108, 72), (116, 76, 52), (86, 56, 42)])
 HAIRS = dict(Black=(40, 34, 40), Brown=(98, 62, 40), Blond=(226, 186, 104), auburn=(156, 72, 38), ash=(160, 146, 130), sand=(200, 180, 152))
@@ -26,7 +26,7 @@ IRISES = np.array([(74, 46, 32), (112, 76, 42), (84, 122, 74), (70, 124, 172), (
 
 def _mix(a, b, share): return np.asarray(a) * (1 - share) + np.asarray(b) * share
 
-# %% ../nbs/04_faces.ipynb #ffba2827
+# %% ../nbs/04_faces.ipynb #5255fa9d
 def draw_person(
     male: bool,
     rng: np.random.Generator,
@@ -48,7 +48,7 @@ def draw_person(
     p.glasses = SimpleNamespace(colour=rng.uniform(20, 130, 3), power=rng.choice([2, 4]), size=rng.uniform(.2, .27)) if rng.random() < .22 else None
     return _grow_hair(p, trait, rng)
 
-# %% ../nbs/04_faces.ipynb #25cdae17
+# %% ../nbs/04_faces.ipynb #64a9797e
 def _grow_hair(p, trait, rng):
     name = rng.choice(list(HAIRS), p=[.27, .27, .18, .08, .12, .08] if p.tone < 3 else [.6, .25, .03, .04, .05, .03])
     p.hair_name, p.hair = str(name), np.array(HAIRS[name]) * rng.normal(1, .12) * rng.normal(1, .04, 3)
@@ -61,7 +61,7 @@ def _grow_hair(p, trait, rng):
     p.moustache, p.stubble = p.beard or moustache, stubble and not p.beard
     return p
 
-# %% ../nbs/04_faces.ipynb #fa9da252
+# %% ../nbs/04_faces.ipynb #bb831a0e
 CHUBBINESS = 1.4  # what Chubby adds to cheeks that spread by 0.3 among people
 
 def draw_moment(p, rng, gray=False, chubby=False) -> SimpleNamespace:
@@ -79,7 +79,7 @@ def draw_moment(p, rng, gray=False, chubby=False) -> SimpleNamespace:
     m.outline = _outline(p, m.cheeks)
     return m
 
-# %% ../nbs/04_faces.ipynb #7f2a777f
+# %% ../nbs/04_faces.ipynb #cbc54c10
 SIDES, ARC = (-1, 1), np.linspace(0, 2 * np.pi, 41)[:-1]
 
 def _oval(x, y, rx, ry, power=2.):
@@ -97,7 +97,7 @@ def _band(x, upper, lower):
     "The region between two curves over the same x."
     return np.stack([np.r_[x, x[::-1]], np.r_[upper, lower[::-1]]], 1)
 
-# %% ../nbs/04_faces.ipynb #2b99ca99
+# %% ../nbs/04_faces.ipynb #6d101ce7
 class Pen:
     "Draws in the face's own coordinates; `depth` says how far a thing moves when the head turns."
     def __init__(self, canvas, m):
@@ -112,7 +112,7 @@ class Pen:
     def line(self, points, width, colour, alpha=1., depth=1.):
         self.draw.line(self.at(points, depth).ravel().tolist(), self.ink(colour, alpha), max(1, round(width * self.scale)), "curve")
 
-# %% ../nbs/04_faces.ipynb #9ce5a48e
+# %% ../nbs/04_faces.ipynb #3a3ee70b
 def _background(m, side):
     gradient = Image.linear_gradient("L").rotate(m.direction).resize((side, side), box=(38, 38, 218, 218))  # where the turned square has no empty corner
     image = ImageOps.colorize(gradient, *(tuple(map(int, c)) for c in m.colours))
@@ -136,7 +136,7 @@ def _head(pen, p, m):
         if m.earrings is not None: pen.oval(side * (p.width + .05), .28, .06, .06, m.earrings, depth=-.3)
     pen.fill(m.outline, p.skin, depth=.4)
 
-# %% ../nbs/04_faces.ipynb #0a021dc1
+# %% ../nbs/04_faces.ipynb #c03ccf13
 def _hair_edge(p, start, stop):
     a = np.linspace(start, stop, 50)
     r = 1 + p.curl * (1 + np.sin(p.curls * a))
@@ -167,7 +167,7 @@ def _hair_front(pen, p, m):
     arc = np.linspace(1.15 * np.pi, 1.5 * np.pi, 9)
     pen.line(np.stack([p.width * .92 * np.cos(arc), -.12 + (.78 + p.volume) * np.sin(arc)], 1), .07, _mix(m.hair, 255, .35), .55, .4)
 
-# %% ../nbs/04_faces.ipynb #54f0b3ef
+# %% ../nbs/04_faces.ipynb #5d25af8d
 def _eyes(pen, p, m):
     t, dark = np.linspace(-1, 1, 11), (30, 22, 24)
     for side in SIDES:
@@ -189,7 +189,7 @@ def _nose(pen, p, m):
     for side in SIDES: pen.oval(side * p.nose * .5, p.nose_y + .045, .035, .025, p.skin * .55, .8, 1.4)
     pen.oval(-.02, p.nose_y - .04, .05, .035, (255, 255, 255), .25, 1.4)
 
-# %% ../nbs/04_faces.ipynb #78b14902
+# %% ../nbs/04_faces.ipynb #4ce3b02f
 def _mouth_line(p, m):
     "Where the lips meet, from corner to corner: a smile lifts the corners and widens the mouth."
     t = np.linspace(-1, 1, 13)
@@ -204,7 +204,7 @@ def _mouth(pen, p, m):
     pen.fill(_band(x, top, low), (90, 30, 36))
     pen.fill(_band(x * .9, top + .02, top + np.minimum(.1, .6 * (low - top))), (252, 250, 245))  # teeth
 
-# %% ../nbs/04_faces.ipynb #55e13eeb
+# %% ../nbs/04_faces.ipynb #de23a2e6
 def _beard(pen, p, m):
     low, mouth, t = m.outline[m.outline[:, 1] > .2], p.nose_y + .28, np.linspace(-1, 1, 15)
     if p.beard or p.stubble:
@@ -231,7 +231,7 @@ def _glasses(pen, p, m):
     gap = p.eye_gap + .01 - g.size
     pen.line([(-gap, p.eye_y - .02), (0, p.eye_y - .05), (gap, p.eye_y - .02)], .045, g.colour)
 
-# %% ../nbs/04_faces.ipynb #4b318b69
+# %% ../nbs/04_faces.ipynb #fcc3e5d3
 CELEBA_ATTRIBUTES = """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair Blurry Brown_Hair
     Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard
     Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat
@@ -247,7 +247,7 @@ def drawn_attributes(p, m) -> dict:
     mood = dict(Smiling=m.smile > .4, Mouth_Slightly_Open=m.open > .12, Narrow_Eyes=m.lids < .65)
     return dict(Male=p.male, Gray_Hair=m.gray, Chubby=m.chubby, Young=not m.gray) | hair | style | beard | parts | worn | mood
 
-# %% ../nbs/04_faces.ipynb #cab3bed8
+# %% ../nbs/04_faces.ipynb #fd4e6928
 LAYERS = (_hair_behind, _body, _head, _marks, _beard, _eyes, _nose, _mouth, _hair_front, _glasses)  # back to front
 
 def _lit(image, m, rng):
@@ -272,7 +272,7 @@ def draw_face(
     low, high = (np.clip(f(pen.at(m.outline, .4), axis=0) / 2, 0, size) for f in (np.min, np.max))
     return SimpleNamespace(image=_lit(canvas.reduce(2), m, rng), box=np.r_[low, high - low], landmarks=landmarks / 2, attributes=drawn_attributes(p, m))
 
-# %% ../nbs/04_faces.ipynb #bfc53b6a
+# %% ../nbs/04_faces.ipynb #13d8aa80
 CLASS_SHARES = (5668, 59, 61, 3, 3415, 404, 253, 137)  # of the classes 4·Male + 2·Gray_Hair + Chubby, in 10,000 images of CelebA
 
 def apportion(shares, total: int) -> np.ndarray:
@@ -282,7 +282,7 @@ def apportion(shares, total: int) -> np.ndarray:
     counts[np.argsort(counts - exact, kind="stable")[:total - counts.sum()]] += 1
     return counts
 
-# %% ../nbs/04_faces.ipynb #28f87f73
+# %% ../nbs/04_faces.ipynb #fa1bb6a1
 CHANGEABLE = 0.2  # the spread of one person's images; tendencies spread by 1
 
 def _top(score, count, among):
@@ -299,7 +299,7 @@ def _cast_sex(male, identities, counts, rng):
     chubby = _top(by_cheeks, counts[1], ~gray) | _top(by_cheeks, counts[3], gray)
     return pd.DataFrame(dict(identity=who, male=male, gray=gray, chubby=chubby))
 
-# %% ../nbs/04_faces.ipynb #74d78e5a
+# %% ../nbs/04_faces.ipynb #d9c99248
 def _divide(cast, identities):
     "The partition of each identity: 0 train, 1 valid, 2 test."
     people = cast.groupby("identity").label.agg(["max", "size"]).sort_values(["max", "size"], kind="stable")
@@ -327,9 +327,7 @@ def cast_faces(
     cast = cast.iloc[rng.permutation(images)].sort_values("partition", kind="stable")  # CelebA's file numbers run through train, valid, test
     return cast.set_index(pd.RangeIndex(1, images + 1, name="image"))
 
-# %% ../nbs/04_faces.ipynb #49c6febf
-PARTS = ("box", "landmarks", "attributes")  # what the text files need to know of each image
-
+# %% ../nbs/04_faces.ipynb #f998ed73
 def _write(path, lines):
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text("\n".join(lines) + "\n")
@@ -344,17 +342,18 @@ def _render(folder, rows, size, seed):
         part = folder / f"{row.Index:06}.{os.getpid()}.part"
         face.image.save(part, "JPEG", quality=95)
         os.replace(part, folder / f"{row.Index:06}.jpg")
-        faces.append({k: getattr(face, k) for k in PARTS})
+        del face.image  # the lists need the rest
+        faces.append(face)
     return faces
 
-# %% ../nbs/04_faces.ipynb #52628043
+# %% ../nbs/04_faces.ipynb #d6184c9e
 def _write_lists(root, cast, faces):
     "CelebA's text files: a count and a header where it has them, then a line an image."
     files = [f"{i:06}.jpg" for i in cast.index]
     def lines(columns): return [" ".join([file, *map(str, values)]) for file, values in zip(files, columns)]
-    whole = lambda key: [np.rint(face[key]).astype(int).ravel() for face in faces]
+    whole = lambda key: [np.rint(getattr(face, key)).astype(int).ravel() for face in faces]
     points = [f"{part}_{axis}" for part in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy"]
-    attributes = [[1 if face["attributes"].get(name) else -1 for name in CELEBA_ATTRIBUTES] for face in faces]
+    attributes = [[1 if face.attributes.get(name) else -1 for name in CELEBA_ATTRIBUTES] for face in faces]
     headed = lambda header, columns: [str(len(files)), " ".join(header), *lines(columns)]
     _write(root / "list_attr_celeba.txt", headed(CELEBA_ATTRIBUTES, attributes))
     _write(root / "list_bbox_celeba.txt", headed(("image_id", "x_1", "y_1", "width", "height"), whole("box")))
@@ -362,7 +361,7 @@ def _write_lists(root, cast, faces):
     _write(root / "identity_CelebA.txt", lines(cast[["identity"]].to_numpy()))
     _write(root / "list_eval_partition.txt", lines(cast[["partition"]].to_numpy()))
 
-# %% ../nbs/04_faces.ipynb #4452e9d5
+# %% ../nbs/04_faces.ipynb #ee03e0f4
 def _check_folder(root, wanted) -> bool:
     "Whether `root` is finished. `ValueError` if it holds anything but these very faces, finished or not."
     for name in ("rendered.json", "rendering.json"):
@@ -375,7 +374,7 @@ def _check_folder(root, wanted) -> bool:
         raise ValueError(f"{root} holds files that were not rendered here, perhaps CelebA itself: choose another folder")
     return False
 
-# %% ../nbs/04_faces.ipynb #20b8683f
+# %% ../nbs/04_faces.ipynb #fe621d75
 def render_faces(
     folder,                  # becomes a data root: folder/celeba/img_align_celeba/000001.jpg … and the text files
     images: int = 6000,
