@@ -243,6 +243,12 @@ def test_random_damage_is_noticed_and_named(copied, tmp_path, kind):
     assert noticed > 135
 
 
+def test_damaged_name_of_the_checksum_does_not_pass_for_an_old_record(copied):
+    path = next(copied.glob('finetune-001-*'))
+    path.write_bytes(path.read_bytes().replace(b'"checksum"', b'"checksun"'))
+    with pytest.raises(ValueError, match=f"{path} is damaged .*it has a field 'checksun'"): read_arrays(path)
+
+
 def test_random_damage_to_the_split_is_noticed_and_named(copied):
     path, rng = next(copied.glob('split-*')), random.Random(1)
     data, noticed, fingerprint = path.read_bytes(), 0, read_split(next(copied.glob('split-*'))).fingerprint
@@ -458,6 +464,7 @@ def without_privileges():
 def test_read_only_folder(nursery, copied, tmp_path, missing):
     """What is finished can still be read."""
     if missing: next(copied.glob('finetune-001-*')).unlink()
+    (copied/'finetune-002-0123.claim').touch()  # of a process that was killed
     copied.chmod(0o555)
     says = tmp_path/'says'
     code = f'''
@@ -475,10 +482,17 @@ def test_read_only_folder(nursery, copied, tmp_path, missing):
 
 def fateful(task):
     with open(task.settings['log'], 'a') as f: f.write(f'{task.seed}\n')
-    if task.seed == 1 and task.settings['fate'] == 'killed': os.kill(os.getpid(), signal.SIGKILL)
+    begun = lambda seed: Path(task.settings['log']).read_text().split().count(str(seed))
+    if task.settings['fate'] == 'killed':
+        if task.seed == 1:
+            time.sleep(0.3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if task.seed == 0:  # an innocent who is there at the first two deaths, and slow enough to be there at the third
+            while begun(1) < min(begun(0), 2): time.sleep(0.05)
+            time.sleep(2)
     if task.seed == 1 and task.settings['fate'] == 'memory': np.ones(1 << 50)
     if task.seed == 1 and task.settings['fate'] == 'code': return undefined
-    time.sleep(3 if task.seed == 0 and task.settings['fate'] == 'killed' else 0.2)  # seed 0 is an innocent who is always there
+    time.sleep(0.2)
     return make(task)
 
 
