@@ -8,7 +8,7 @@ __all__ = ['FIELDS', 'GET_CELEBA', 'CHALLENGE', 'SOURCES', 'AUGMENTATIONS', 'Ima
            'make_split', 'project_root', 'data_root', 'channel_statistics', 'in_memory', 'Source', 'decode_once',
            'read_celeba', 'load_split', 'tuning_split', 'crop', 'flip', 'rotate', 'erase', 'batches']
 
-# %% ../nbs/00_data.ipynb #e9ae5d57
+# %% ../nbs/00_data.ipynb #cf688fbe
 import hashlib, io, json, mmap, os, urllib.error
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -28,7 +28,7 @@ from torchvision import datasets as tvd
 from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
-# %% ../nbs/00_data.ipynb #18aba965
+# %% ../nbs/00_data.ipynb #5c6e1299
 @dataclass(frozen=True, eq=False)
 class Images:
     "Labelled images, with the channel statistics that normalise them."
@@ -73,7 +73,7 @@ class Images:
 
 FIELDS = ("source", "labels", "indices", "mean", "std", "identities", "rows")
 
-# %% ../nbs/00_data.ipynb #a9b7bf8b
+# %% ../nbs/00_data.ipynb #4e3b133b
 class ImageFile:
     "Images in a .npy file, N × C × H × W bytes, read when they are asked for. `ValueError` if the file is not that."
     device = torch.device("cpu")
@@ -89,18 +89,21 @@ class ImageFile:
 
     def __getitem__(self, rows):
         "A copy of some images, as a tensor."
-        images = torch.from_numpy(np.array(self.array[rows.numpy() if torch.is_tensor(rows) else rows]))
-        self.read += len(images)
-        if self.read > 1024:
-            self.array.base.madvise(mmap.MADV_DONTNEED)
-            self.read = 0
-        return images
+        rows = np.arange(len(self))[rows.numpy() if torch.is_tensor(rows) else rows]
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for start in range(0, len(rows), 1024):
+            images[start:start + 1024] = self.array[rows[start:start + 1024]]
+            self.read += len(rows[start:start + 1024])
+            if self.read >= 1024:
+                self.array.base.madvise(mmap.MADV_DONTNEED)
+                self.read = 0
+        return torch.from_numpy(images)
 
     def to(self, device):
         "Itself on the CPU; on another device a tensor of everything."
         return self if torch.device(device).type == "cpu" else torch.from_numpy(np.array(self.array)).to(device)
 
-# %% ../nbs/00_data.ipynb #b5a98a02
+# %% ../nbs/00_data.ipynb #cbeccdad
 @dataclass(frozen=True, eq=False)
 class Split:
     "A data set divided for unlearning: train = retain + forget, and images never trained on."
@@ -146,7 +149,7 @@ class Split:
         sizes = ", ".join(f"{k} {len(part):,}" for k, part in self.parts.items())
         return f"Split({self.name}: {sizes}; {len(self.classes)} classes; images {' × '.join(map(str, self.image_shape))})"
 
-# %% ../nbs/00_data.ipynb #86b7802f
+# %% ../nbs/00_data.ipynb #d3ad512a
 def save_split(split: Split, path) -> Path:
     "Write a split to one safetensors file, atomically."
     sources = list({id(part.source): part.source for part in split.parts.values()}.values())
@@ -177,7 +180,7 @@ def shared_split(path: str, device: str = "cpu") -> Split:
     "The split in a file, read once a process however often it is asked for."
     return read_split(path).to(device)
 
-# %% ../nbs/00_data.ipynb #604c4194
+# %% ../nbs/00_data.ipynb #752025fc
 def check_forget(
     forget,      # positions in the training set
     n: int,      # size of the training set
@@ -196,7 +199,7 @@ def check_forget(
     if len(values) == n: raise ValueError(f"forget names all {n} training images: nothing would be retained; leave some out")
     return values.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #6c7f6b39
+# %% ../nbs/00_data.ipynb #b9d96bb5
 def draw_balanced(
     labels,          # int, N
     n: int,          # how many to draw
@@ -211,7 +214,7 @@ def draw_balanced(
     take[np.argsort(take - share, kind="stable")[:n - take.sum()]] += 1
     return np.sort(np.concatenate([rng.choice(np.flatnonzero(labels == c), k, replace=False) for c, k in zip(classes, take)]))
 
-# %% ../nbs/00_data.ipynb #01024770
+# %% ../nbs/00_data.ipynb #860f1ff1
 def choose_identities(
     identities, labels,    # int, N each
     n: int,                # how many identities to choose
@@ -242,7 +245,7 @@ def whole_identities(
     order = order[np.argsort(~np.isin(ids[order], list(first)), kind="stable")]
     return np.flatnonzero(np.isin(identities, ids[order[:np.searchsorted(counts[order].cumsum(), n) + 1]]))
 
-# %% ../nbs/00_data.ipynb #766114df
+# %% ../nbs/00_data.ipynb #5b3ae000
 def make_split(
     train: Images, test: Images,
     forget,                     # positions in train to forget: integers
@@ -269,7 +272,7 @@ def make_split(
     part = lambda idx: whole[np.searchsorted(kept, idx)]
     return Split(name, classes, part(np.union1d(retain, forget)), part(retain), part(forget), test, part(held) if val else None)
 
-# %% ../nbs/00_data.ipynb #2835a612
+# %% ../nbs/00_data.ipynb #e471e07d
 def project_root() -> Path:
     "The nearest folder, from here upwards, that holds the project's settings.ini; the current folder if there is none."
     here = Path.cwd()
@@ -287,11 +290,14 @@ def data_root(
     raise ValueError(f"{origin} names the folder {str(named)!r}, which is neither {tried[0].absolute()} nor {tried[1]}: "
                      "create it, or unset it to use data/")
 
-# %% ../nbs/00_data.ipynb #4b46cc79
-def channel_statistics(pixels):  # uint8, N × C × H × W
+# %% ../nbs/00_data.ipynb #5d7d2deb
+def channel_statistics(pixels):  # uint8, N × C × H × W, a tensor or an `ImageFile`
     "Mean and standard deviation of each channel of pixels in [0, 1]."
     # Bytes have 256 values, so the exact moments come from counts, without a float copy of the set.
-    counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(pixels.shape[1])]).double()
+    counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
+    for start in range(0, len(pixels), 4096):
+        some = pixels[start:start + 4096]
+        counts += torch.stack([torch.bincount(some[:, c].flatten(), minlength=256) for c in range(some.shape[1])])
     levels, total = torch.arange(256).double() / 255, counts.sum(1)
     mean = counts @ levels / total
     return mean.float(), (counts @ levels**2 / total - mean**2).clamp(min=1e-6).sqrt().float()
@@ -302,7 +308,7 @@ def in_memory(images, labels, like=None, identities=None) -> Images:
     mean, std = channel_statistics(images) if like is None else (like.mean, like.std)
     return Images(images, labels, torch.arange(len(labels)), mean, std, None if identities is None else torch.as_tensor(np.asarray(identities), dtype=torch.int64))
 
-# %% ../nbs/00_data.ipynb #b08de486
+# %% ../nbs/00_data.ipynb #4f1082bb
 class Source(NamedTuple):
     "A data set before it is divided."
     name: str
@@ -324,7 +330,7 @@ def _digits(root):
     train = in_memory(images[keep], labels[keep])
     return Source("digits", train, in_memory(images[rest], labels[rest], like=train), tuple("0123456789"), forget=len(train) // 10)
 
-# %% ../nbs/00_data.ipynb #babc1a2b
+# %% ../nbs/00_data.ipynb #c55cae79
 def _cifar10(root):
     "CIFAR-10 through torchvision: 50,000 to train on, 10,000 to test on."
     folder = root / tvd.CIFAR10.base_folder
@@ -341,7 +347,7 @@ def _cifar10(root):
     train = in_memory(sets[0].data.transpose(0, 3, 1, 2), sets[0].targets)
     return Source("cifar10", train, in_memory(sets[1].data.transpose(0, 3, 1, 2), sets[1].targets, like=train), tuple(sets[0].classes), forget="challenge")
 
-# %% ../nbs/00_data.ipynb #dd34d017
+# %% ../nbs/00_data.ipynb #18790a78
 def _decode(path, size):
     "One image file as a 3 × H × W byte array: a square cut from its middle, resized; as it is if `size` is None."
     try: image = tvd.folder.pil_loader(path)
@@ -365,7 +371,7 @@ def _folder(root, image_size=None):
     paths = [Path(p).relative_to(root / "train").as_posix() for p, _ in sets[0].samples]
     return Source("folder", train, in_memory(read(sets[1]), sets[1].targets, like=train), tuple(sets[0].classes), paths=paths)
 
-# %% ../nbs/00_data.ipynb #c6284fa5
+# %% ../nbs/00_data.ipynb #6bad934d
 def decode_once(
     paths,           # of images
     size: int,       # pixels, of the square
@@ -399,7 +405,7 @@ def _append_images(paths, part, shape):
                 f.write(images.tobytes()); bar.update(len(images))
         f.flush(); os.fsync(f.fileno())
 
-# %% ../nbs/00_data.ipynb #c24c800c
+# %% ../nbs/00_data.ipynb #21a791df
 GET_CELEBA = ("get img_align_celeba.zip, list_attr_celeba.txt, identity_CelebA.txt and list_eval_partition.txt by hand from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, "
               "unpack them into celeba/ in the data root, or set UNLEARNING_DATA to the folder that holds celeba/")
 
@@ -426,7 +432,7 @@ def read_celeba(folder):
         if not table.index.equals(attributes.index): raise ValueError(f"{folder / columns[key]} lists other images than list_attr_celeba.txt: {GET_CELEBA}")
     return attributes, single["identity"].identity, single["partition"].partition
 
-# %% ../nbs/00_data.ipynb #92dc5f14
+# %% ../nbs/00_data.ipynb #a61e16c0
 def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cache=None):
     "CelebA, or anything in its layout: classes are combinations of attributes, train, valid and test the official partitions."
     folder = root / "celeba"
@@ -442,14 +448,14 @@ def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cac
     for part, found in zip(("train", "valid", "test"), rows):
         if not len(found): raise ValueError(f"{folder / 'list_eval_partition.txt'} puts no image into {part}: {GET_CELEBA}")
     some = rows[0][::1 + len(rows[0]) // 20_000]  # moments of 20,000 images are exact to three digits
-    mean, std = channel_statistics(source[some])
+    mean, std = channel_statistics(source[torch.as_tensor(some)])
     cut = lambda at: Images(source, torch.as_tensor(labels[at]), torch.arange(len(at)), mean, std, torch.as_tensor(identity.to_numpy()[at]), torch.as_tensor(at))
     train, val, test = map(cut, rows)
     made = folder / "rendering.json"  # a tree of `render_faces` says what it is, wherever it is found
     name = json.loads(made.read_text())["name"] if made.exists() else "celeba"
     return Source(name, train, test, tuple(names), "identities", val, forget_classes=(0, 4) if len(names) == 8 else ())
 
-# %% ../nbs/00_data.ipynb #f10480c0
+# %% ../nbs/00_data.ipynb #633faff3
 def _writers(root):
     "QMNIST through torchvision: 60,000 digits by 539 writers, and MNIST's 10,000 test digits by 297 others."
     how = f"put QMNIST's four files (github.com/facebookresearch/qmnist) into {root / 'QMNIST' / 'raw'}, or set UNLEARNING_DATA to the folder that holds QMNIST/; delete that folder to download again"
@@ -464,7 +470,7 @@ def _writers(root):
     train = in_memory(*arrays[0][:2], identities=arrays[0][2])
     return Source("writers", train, in_memory(*arrays[1][:2], like=train, identities=arrays[1][2]), tuple("0123456789"), "identities", spanning="drop")
 
-# %% ../nbs/00_data.ipynb #ce12d41f
+# %% ../nbs/00_data.ipynb #6b215a5f
 CHALLENGE = dict(url="https://storage.googleapis.com/unlearning-challenge/forget_idx.npy",
                  sha256="d9cece6f3d433e0d53438c709667f62f9f79b15260e3001c82adb5a9513a52cc")
 
@@ -482,7 +488,7 @@ def _challenge_indices(root):
         raise ValueError(f"{path} is not the challenge's file (sha256 {found[:12]}…, not {CHALLENGE['sha256'][:12]}…): delete it and run again")
     return np.load(path, allow_pickle=False)
 
-# %% ../nbs/00_data.ipynb #54ed1ae4
+# %% ../nbs/00_data.ipynb #2ff5587a
 def _read_forget_file(path, paths):
     "Positions from a .npy of integers, or a .txt with one position (or, for a folder, one relative path) a line."
     path = Path(path).expanduser()
@@ -502,7 +508,7 @@ def _read_forget_file(path, paths):
         raise ValueError(f"{path} names {bad[0]!r}, which is not an image under train/: write paths like {paths[0]!r}")
     return np.array([position[s] for s in lines], dtype=np.int64)
 
-# %% ../nbs/00_data.ipynb #682a2624
+# %% ../nbs/00_data.ipynb #aea746a7
 def _split_people(source, forget, seed, val, subset, share, classes, identities) -> Split:
     "Divide a data set by identity: hold out, keep and forget whole people (`forget='images'`: forget images, whoever is on them)."
     train, rng = source.train, lambda k: np.random.default_rng([seed, k])
@@ -526,7 +532,7 @@ def _split_people(source, forget, seed, val, subset, share, classes, identities)
     split = make_split(train[kept], source.test, np.searchsorted(kept, rest[forgotten]), source.classes, source.name)
     return replace(split, val=train[held].compact() if val else source.val)
 
-# %% ../nbs/00_data.ipynb #1c5c7643
+# %% ../nbs/00_data.ipynb #ced634c9
 SOURCES = {"digits": _digits, "cifar10": _cifar10, "folder": _folder, "celeba": _celeba, "writers": _writers}
 
 def load_split(
@@ -565,7 +571,7 @@ def load_split(
     split = make_split(source.train, source.test, forget, source.classes, source.name, val, subset, seed)
     return split if source.val is None else replace(split, val=source.val)
 
-# %% ../nbs/00_data.ipynb #d758c778
+# %% ../nbs/00_data.ipynb #903751d7
 def tuning_split(
     split: Split,
     val: int,                 # images of retain to hold out, in the place of the test set
@@ -589,7 +595,7 @@ def tuning_split(
     keep = np.setdiff1d(np.arange(len(labels)), np.concatenate([held, dropped]))
     return make_split(split.train[keep], split.train[held].compact(), np.searchsorted(keep, forget), split.classes, f"{split.name} (tuning)")
 
-# %% ../nbs/00_data.ipynb #e041ec69
+# %% ../nbs/00_data.ipynb #47aa277f
 def crop(x, rng):
     "Shift each image by up to an eighth of its size, zeros coming in at the border (4 pixels at 32 × 32)."
     n, _, h, w = x.shape
@@ -603,7 +609,7 @@ def flip(x, rng):
     mirrored = torch.rand(len(x), generator=rng) < 0.5
     return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
 
-# %% ../nbs/00_data.ipynb #1ec18d53
+# %% ../nbs/00_data.ipynb #12fb3876
 def rotate(x, rng, degrees=15):
     "Rotate each image by an angle drawn from ±`degrees`, bilinear, zeros outside."
     angle = (torch.rand(len(x), generator=rng) * 2 - 1) * (degrees * torch.pi / 180)
@@ -624,7 +630,7 @@ def erase(x, rng, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)):
 
 AUGMENTATIONS = {"crop": crop, "flip": flip, "rotate": rotate, "erase": erase}
 
-# %% ../nbs/00_data.ipynb #bcb5ceef
+# %% ../nbs/00_data.ipynb #d5b36d5a
 def batches(
     images: Images,
     size: int,                           # images a batch
