@@ -194,7 +194,7 @@ def workers(jobs: int = -1, scheduler: str = ""):
         with client:
             client.wait_for_workers(1, timeout=3600)  # a cluster's queue takes its time
             if max(client.ncores().values()) > 1: raise ValueError("a worker has several threads, but torch has one random state a process: start workers with --nthreads 1")
-            yield Parallel(n_jobs=-1, backend=_Dask(client=client), **settings)
+            yield Parallel(n_jobs=-1, backend=_Dask(client=client, wait_for_workers_timeout=3600), **settings)
 
 # %% ../nbs/30_ensemble.ipynb #fd8a96da
 def run_tasks(
