@@ -433,7 +433,8 @@ def test_disk_full(copied, tmp_path, nursery, whole, jobs, allowed, missing):
     code = f'resource.setrlimit(resource.RLIMIT_FSIZE, ({allowed}, {allowed}))' + FILL.format(folder=str(copied), jobs=jobs, says=str(tmp_path/'says'))
     assert nursery.run(code) == [0]
     assert_says(tmp_path/'says', copied)
-    assert files(copied) == before
+    # A worker that the end overtook may leave its claim, which blocks nobody.
+    assert {name: f for name, f in files(copied).items() if not name.endswith('.claim')} == before
     run(study(copied))
     assert_like(copied, whole[0])
 
