@@ -433,7 +433,7 @@ def test_disk_full(copied, tmp_path, nursery, whole, jobs, allowed, missing):
     code = f'resource.setrlimit(resource.RLIMIT_FSIZE, ({allowed}, {allowed}))' + FILL.format(folder=str(copied), jobs=jobs, says=str(tmp_path/'says'))
     assert nursery.run(code) == [0]
     assert_says(tmp_path/'says', copied)
-    assert files(copied) == before
+    assert {name: facts for name, facts in files(copied).items() if not name.endswith('.claim')} == before  # a second worker was stopped at its task
     run(study(copied))
     assert_like(copied, whole[0])
 
