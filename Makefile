@@ -2,7 +2,6 @@
 
 PYTHON  ?= python3
 PROFILE ?= smoke
-DATASET ?= faces
 WORKERS ?= 2
 
 BIN   := .venv/bin
@@ -19,7 +18,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "PYTHON=$(PYTHON) makes .venv; PROFILE=$(PROFILE) is for cifar10 and celeba; DATASET=$(DATASET) for celeba; WORKERS=$(WORKERS) processes run the tests."
+	@echo "PYTHON=$(PYTHON) makes .venv; PROFILE=$(PROFILE) is for cifar10 and celeba; WORKERS=$(WORKERS) processes run the tests."
 
 # Installed once, and again only when the requirements change.
 $(READY): settings.ini setup.py
@@ -49,8 +48,8 @@ study: $(READY)  ## every method on handwritten digits and on rendered faces, in
 cifar10: $(READY) $(NBS)/profiles/cifar10/$(PROFILE).yaml  ## the CIFAR-10 study: make cifar10 PROFILE=laptop
 	$(call run,$(NBS)/cifar10.ipynb,runs/cifar10-$(PROFILE),-f $(NBS)/profiles/cifar10/$(PROFILE).yaml)
 
-celeba: $(READY) $(NBS)/profiles/celeba/$(PROFILE).yaml  ## the study of people: make celeba PROFILE=laptop DATASET=writers
-	$(call run,$(NBS)/celeba.ipynb,runs/$(DATASET)-$(PROFILE),-f $(NBS)/profiles/celeba/$(PROFILE).yaml -p dataset $(DATASET))
+celeba: $(READY) $(NBS)/profiles/celeba/$(PROFILE).yaml  ## the study of people: make celeba PROFILE=writers
+	$(call run,$(NBS)/celeba.ipynb,runs/celeba-$(PROFILE),-f $(NBS)/profiles/celeba/$(PROFILE).yaml)
 
 test: $(READY)  ## one pytest run over the notebooks and tests/
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10

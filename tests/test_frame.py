@@ -125,7 +125,7 @@ def test_profile_sets_only_what_the_notebook_takes(profile):
 @pytest.mark.parametrize('study', ['cifar10', 'celeba', 'architectures'])
 def test_every_study_has_the_four_profiles_and_smoke_is_its_default(study):
     profiles = {p.stem: yaml.safe_load(p.read_text()) for p in PROFILES if p.parent.name == study}
-    assert set(profiles) == {'smoke', 'laptop', 'full', 'paper'}
+    assert set(profiles) >= {'smoke', 'laptop', 'full', 'paper'}
     defaults = papermill.inspect_notebook(str(NBS/f'experiments/{study}.ipynb'))
     assert {k: ast.literal_eval(defaults[k]['default']) for k in profiles['smoke']} == profiles['smoke']
 

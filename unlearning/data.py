@@ -8,7 +8,7 @@ __all__ = ['FIELDS', 'GET_CELEBA', 'CHALLENGE', 'SOURCES', 'AUGMENTATIONS', 'Ima
            'make_split', 'project_root', 'data_root', 'channel_statistics', 'in_memory', 'Source', 'decode_once',
            'read_celeba', 'load_split', 'tuning_split', 'crop', 'flip', 'rotate', 'erase', 'batches']
 
-# %% ../nbs/00_data.ipynb #d487e036
+# %% ../nbs/00_data.ipynb #1d9e0922
 import hashlib, io, json, mmap, os, urllib.error
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -28,7 +28,7 @@ from torchvision import datasets as tvd
 from torchvision.datasets.utils import check_integrity, download_url
 from tqdm import tqdm
 
-# %% ../nbs/00_data.ipynb #cc1b2bc9
+# %% ../nbs/00_data.ipynb #b1314483
 @dataclass(frozen=True, eq=False)
 class Images:
     "Labelled images, with the channel statistics that normalise them."
@@ -73,13 +73,13 @@ class Images:
 
 FIELDS = ("source", "labels", "indices", "mean", "std", "identities", "rows")
 
-# %% ../nbs/00_data.ipynb #3f8d8f18
+# %% ../nbs/00_data.ipynb #35bd9b43
 class ImageFile:
     "Images in a .npy file, N × C × H × W bytes, read when they are asked for. `ValueError` if the file is not that."
     device = torch.device("cpu")
 
     def __init__(self, path):
-        self.path, self.read = Path(path), 0
+        self.path = Path(path)
         try: self.array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as e: raise ValueError(f"{path} is not a whole file of images ({e}): delete it and load the data set again") from e
         if self.array.dtype != np.uint8 or self.array.ndim != 4: raise ValueError(f"{path} holds {self.array.dtype} {self.array.shape}: images are uint8, N × C × H × W")
@@ -89,18 +89,18 @@ class ImageFile:
 
     def __getitem__(self, rows):
         "A copy of some images, as a tensor."
-        images = torch.from_numpy(np.array(self.array[rows.numpy() if torch.is_tensor(rows) else rows]))
-        self.read += len(images)
-        if self.read > 1024:
+        rows = np.arange(len(self))[rows.numpy() if torch.is_tensor(rows) else rows]
+        images = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for start in range(0, len(rows), 256):
+            images[start:start + 256] = self.array[rows[start:start + 256]]
             self.array.base.madvise(mmap.MADV_DONTNEED)
-            self.read = 0
-        return images
+        return torch.from_numpy(images)
 
     def to(self, device):
         "Itself on the CPU; on another device a tensor of everything."
         return self if torch.device(device).type == "cpu" else torch.from_numpy(np.array(self.array)).to(device)
 
-# %% ../nbs/00_data.ipynb #98be25d3
+# %% ../nbs/00_data.ipynb #f124ce1a
 @dataclass(frozen=True, eq=False)
 class Split:
     "A data set divided for unlearning: train = retain + forget, and images never trained on."
@@ -124,7 +124,7 @@ class Split:
         digest = hashlib.sha256(repr(self.classes).encode())
         for name, part in self.parts.items():
             digest.update(f"{name}torch.uint8{(len(part), *part.shape)}".encode())
-            for start in range(0, len(part), 4096): digest.update(part.take(slice(start, start + 4096)).cpu().numpy().tobytes())
+            for start in range(0, len(part), 1024): digest.update(part.take(slice(start, start + 1024)).cpu().numpy().tobytes())
             for tensor in (part.labels, part.indices, part.mean, part.std, part.identities):
                 if tensor is not None: digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -134,7 +134,7 @@ class Split:
         table = pd.DataFrame({k: np.bincount(part.labels.cpu(), minlength=len(self.classes)) for k, part in self.parts.items()}, index=list(self.classes))
         table.loc["all"] = table.sum()
         if all(part.identities is not None for part in self.parts.values()): table.loc["identities"] = [len(part.identities.unique()) for part in self.parts.values()]
-        return table
+        return table.rename_axis(columns=self.name)
 
     def to(self, device) -> "Split":
         "The same split on another device; parts that shared their pixels go on sharing them."
@@ -146,7 +146,7 @@ class Split:
         sizes = ", ".join(f"{k} {len(part):,}" for k, part in self.parts.items())
         return f"Split({self.name}: {sizes}; {len(self.classes)} classes; images {' × '.join(map(str, self.image_shape))})"
 
-# %% ../nbs/00_data.ipynb #9423055a
+# %% ../nbs/00_data.ipynb #f4f0a730
 def save_split(split: Split, path) -> Path:
     "Write a split to one safetensors file, atomically."
     sources = list({id(part.source): part.source for part in split.parts.values()}.values())
@@ -177,7 +177,7 @@ def shared_split(path: str, device: str = "cpu") -> Split:
     "The split in a file, read once a process however often it is asked for."
     return read_split(path).to(device)
 
-# %% ../nbs/00_data.ipynb #e78015ab
+# %% ../nbs/00_data.ipynb #2148cba3
 def check_forget(
     forget,      # positions in the training set
     n: int,      # size of the training set
@@ -196,7 +196,7 @@ def check_forget(
     if len(values) == n: raise ValueError(f"forget names all {n} training images: nothing would be retained; leave some out")
     return values.astype(np.int64)
 
-# %% ../nbs/00_data.ipynb #814c0101
+# %% ../nbs/00_data.ipynb #5643481b
 def draw_balanced(
     labels,          # int, N
     n: int,          # how many to draw
@@ -211,7 +211,7 @@ def draw_balanced(
     take[np.argsort(take - share, kind="stable")[:n - take.sum()]] += 1
     return np.sort(np.concatenate([rng.choice(np.flatnonzero(labels == c), k, replace=False) for c, k in zip(classes, take)]))
 
-# %% ../nbs/00_data.ipynb #c280eaf8
+# %% ../nbs/00_data.ipynb #caeaf0a5
 def choose_identities(
     identities, labels,    # int, N each
     n: int,                # how many identities to choose
@@ -242,7 +242,7 @@ def whole_identities(
     order = order[np.argsort(~np.isin(ids[order], list(first)), kind="stable")]
     return np.flatnonzero(np.isin(identities, ids[order[:np.searchsorted(counts[order].cumsum(), n) + 1]]))
 
-# %% ../nbs/00_data.ipynb #ea4fb5b6
+# %% ../nbs/00_data.ipynb #93d630b4
 def make_split(
     train: Images, test: Images,
     forget,                     # positions in train to forget: integers
@@ -269,7 +269,7 @@ def make_split(
     part = lambda idx: whole[np.searchsorted(kept, idx)]
     return Split(name, classes, part(np.union1d(retain, forget)), part(retain), part(forget), test, part(held) if val else None)
 
-# %% ../nbs/00_data.ipynb #e4bafcf0
+# %% ../nbs/00_data.ipynb #aa74f719
 def project_root() -> Path:
     "The nearest folder, from here upwards, that holds the project's settings.ini; the current folder if there is none."
     here = Path.cwd()
@@ -287,11 +287,18 @@ def data_root(
     raise ValueError(f"{origin} names the folder {str(named)!r}, which is neither {tried[0].absolute()} nor {tried[1]}: "
                      "create it, or unset it to use data/")
 
-# %% ../nbs/00_data.ipynb #62103766
-def channel_statistics(pixels):  # uint8, N × C × H × W
+# %% ../nbs/00_data.ipynb #4bd905f6
+def channel_statistics(
+    pixels,     # uint8, N × C × H × W: a tensor or an `ImageFile`
+    rows=None,  # int64: which of the images; None: all
+):
     "Mean and standard deviation of each channel of pixels in [0, 1]."
+    rows = torch.arange(len(pixels)) if rows is None else torch.as_tensor(rows)
     # Bytes have 256 values, so the exact moments come from counts, without a float copy of the set.
-    counts = torch.stack([torch.bincount(pixels[:, c].flatten(), minlength=256) for c in range(pixels.shape[1])]).double()
+    counts = torch.zeros(pixels.shape[1], 256, dtype=torch.float64)
+    for part in rows.split(1024):
+        some = pixels[part]
+        counts += torch.stack([torch.bincount(some[:, c].flatten(), minlength=256) for c in range(some.shape[1])])
     levels, total = torch.arange(256).double() / 255, counts.sum(1)
     mean = counts @ levels / total
     return mean.float(), (counts @ levels**2 / total - mean**2).clamp(min=1e-6).sqrt().float()
@@ -302,7 +309,7 @@ def in_memory(images, labels, like=None, identities=None) -> Images:
     mean, std = channel_statistics(images) if like is None else (like.mean, like.std)
     return Images(images, labels, torch.arange(len(labels)), mean, std, None if identities is None else torch.as_tensor(np.asarray(identities), dtype=torch.int64))
 
-# %% ../nbs/00_data.ipynb #33f1267a
+# %% ../nbs/00_data.ipynb #194fc0ed
 class Source(NamedTuple):
     "A data set before it is divided."
     name: str
@@ -324,7 +331,7 @@ def _digits(root):
     train = in_memory(images[keep], labels[keep])
     return Source("digits", train, in_memory(images[rest], labels[rest], like=train), tuple("0123456789"), forget=len(train) // 10)
 
-# %% ../nbs/00_data.ipynb #94f66725
+# %% ../nbs/00_data.ipynb #84c24a29
 def _cifar10(root):
     "CIFAR-10 through torchvision: 50,000 to train on, 10,000 to test on."
     folder = root / tvd.CIFAR10.base_folder
@@ -341,7 +348,7 @@ def _cifar10(root):
     train = in_memory(sets[0].data.transpose(0, 3, 1, 2), sets[0].targets)
     return Source("cifar10", train, in_memory(sets[1].data.transpose(0, 3, 1, 2), sets[1].targets, like=train), tuple(sets[0].classes), forget="challenge")
 
-# %% ../nbs/00_data.ipynb #6883ce04
+# %% ../nbs/00_data.ipynb #5a50d93e
 def _decode(path, size):
     "One image file as a 3 × H × W byte array: a square cut from its middle, resized; as it is if `size` is None."
     try: image = tvd.folder.pil_loader(path)
@@ -365,16 +372,16 @@ def _folder(root, image_size=None):
     paths = [Path(p).relative_to(root / "train").as_posix() for p, _ in sets[0].samples]
     return Source("folder", train, in_memory(read(sets[1]), sets[1].targets, like=train), tuple(sets[0].classes), paths=paths)
 
-# %% ../nbs/00_data.ipynb #3b62de2f
+# %% ../nbs/00_data.ipynb #58f8863b
 def decode_once(
-    paths,           # of images
+    paths,           # of images, as strings
     size: int,       # pixels, of the square
     folder,          # in which the file is kept
 ) -> Path:
     "A .npy of all images, uint8, N × 3 × size × size; made if it is not there. `ValueError` names an image that is missing or damaged, or a folder that cannot be written."
-    try: facts = [(path.name, path.stat().st_size) for path in paths]
+    try: facts = [(os.path.basename(path), os.stat(path).st_size) for path in paths]
     except FileNotFoundError as e: raise ValueError(f"{e.filename} is missing, though the data set lists it: restore it") from e
-    name = f"pixels-{size}-" + hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+    name = f"pixels-{size}-" + hashlib.sha256(repr(("square, bilinear", facts)).encode()).hexdigest()[:16]
     done, part, shape = Path(folder) / f"{name}.npy", Path(folder) / f"{name}.part", (len(paths), 3, size, size)
     if not done.exists():
         try:
@@ -399,7 +406,7 @@ def _append_images(paths, part, shape):
                 f.write(images.tobytes()); bar.update(len(images))
         f.flush(); os.fsync(f.fileno())
 
-# %% ../nbs/00_data.ipynb #f45ad096
+# %% ../nbs/00_data.ipynb #e04e65b9
 GET_CELEBA = ("get img_align_celeba.zip, list_attr_celeba.txt, identity_CelebA.txt and list_eval_partition.txt by hand from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, "
               "unpack them into celeba/ in the data root, or set UNLEARNING_DATA to the folder that holds celeba/")
 
@@ -426,7 +433,7 @@ def read_celeba(folder):
         if not table.index.equals(attributes.index): raise ValueError(f"{folder / columns[key]} lists other images than list_attr_celeba.txt: {GET_CELEBA}")
     return attributes, single["identity"].identity, single["partition"].partition
 
-# %% ../nbs/00_data.ipynb #9a3e74b0
+# %% ../nbs/00_data.ipynb #51de8a96
 def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cache=None):
     "CelebA, or anything in its layout: classes are combinations of attributes, train, valid and test the official partitions."
     folder = root / "celeba"
@@ -437,22 +444,22 @@ def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cac
     bits = (table[list(attributes)].to_numpy() > 0).astype(int)
     labels = bits @ 2 ** np.arange(len(attributes))[::-1]
     names = ["+".join(a for i, a in enumerate(attributes) if c >> (len(attributes) - 1 - i) & 1) or "none" for c in range(2 ** len(attributes))]
-    source = ImageFile(decode_once([folder / "img_align_celeba" / name for name in table.index], image_size, Path(cache or folder)))
+    source = ImageFile(decode_once([f"{folder}/img_align_celeba/{name}" for name in table.index], image_size, Path(cache or folder)))
     rows = [np.flatnonzero(partition == k) for k in range(3)]
     for part, found in zip(("train", "valid", "test"), rows):
         if not len(found): raise ValueError(f"{folder / 'list_eval_partition.txt'} puts no image into {part}: {GET_CELEBA}")
     some = rows[0][::1 + len(rows[0]) // 20_000]  # moments of 20,000 images are exact to three digits
-    mean, std = channel_statistics(source[some])
+    mean, std = channel_statistics(source, some)
     cut = lambda at: Images(source, torch.as_tensor(labels[at]), torch.arange(len(at)), mean, std, torch.as_tensor(identity.to_numpy()[at]), torch.as_tensor(at))
     train, val, test = map(cut, rows)
-    made = folder / "rendered.json"  # a tree of `render_faces` says what it is, wherever it is found
+    made = folder / "rendering.json"  # a tree of `render_faces` says what it is, wherever it is found
     name = json.loads(made.read_text())["name"] if made.exists() else "celeba"
     return Source(name, train, test, tuple(names), "identities", val, forget_classes=(0, 4) if len(names) == 8 else ())
 
-# %% ../nbs/00_data.ipynb #21e4fca4
+# %% ../nbs/00_data.ipynb #4525ea1d
 def _writers(root):
     "QMNIST through torchvision: 60,000 digits by 539 writers, and MNIST's 10,000 test digits by 297 others."
-    how = f"put QMNIST's four files (github.com/facebookresearch/qmnist) into {root / 'QMNIST' / 'raw'}, or set UNLEARNING_DATA to the folder that holds QMNIST/"
+    how = f"put QMNIST's four files (github.com/facebookresearch/qmnist) into {root / 'QMNIST' / 'raw'}, or set UNLEARNING_DATA to the folder that holds QMNIST/; delete that folder to download again"
     here = (root / "QMNIST" / "raw").is_dir() and any((root / "QMNIST" / "raw").iterdir())
     def read(what):
         try: return tvd.QMNIST(root, what, compat=False, download=not here)
@@ -464,7 +471,7 @@ def _writers(root):
     train = in_memory(*arrays[0][:2], identities=arrays[0][2])
     return Source("writers", train, in_memory(*arrays[1][:2], like=train, identities=arrays[1][2]), tuple("0123456789"), "identities", spanning="drop")
 
-# %% ../nbs/00_data.ipynb #0a9111f6
+# %% ../nbs/00_data.ipynb #7ed4b339
 CHALLENGE = dict(url="https://storage.googleapis.com/unlearning-challenge/forget_idx.npy",
                  sha256="d9cece6f3d433e0d53438c709667f62f9f79b15260e3001c82adb5a9513a52cc")
 
@@ -482,7 +489,7 @@ def _challenge_indices(root):
         raise ValueError(f"{path} is not the challenge's file (sha256 {found[:12]}…, not {CHALLENGE['sha256'][:12]}…): delete it and run again")
     return np.load(path, allow_pickle=False)
 
-# %% ../nbs/00_data.ipynb #adb93b50
+# %% ../nbs/00_data.ipynb #b1747620
 def _read_forget_file(path, paths):
     "Positions from a .npy of integers, or a .txt with one position (or, for a folder, one relative path) a line."
     path = Path(path).expanduser()
@@ -502,7 +509,7 @@ def _read_forget_file(path, paths):
         raise ValueError(f"{path} names {bad[0]!r}, which is not an image under train/: write paths like {paths[0]!r}")
     return np.array([position[s] for s in lines], dtype=np.int64)
 
-# %% ../nbs/00_data.ipynb #4598192c
+# %% ../nbs/00_data.ipynb #3e67fa32
 def _split_people(source, forget, seed, val, subset, share, classes, identities) -> Split:
     "Divide a data set by identity: hold out, keep and forget whole people (`forget='images'`: forget images, whoever is on them)."
     train, rng = source.train, lambda k: np.random.default_rng([seed, k])
@@ -526,7 +533,7 @@ def _split_people(source, forget, seed, val, subset, share, classes, identities)
     split = make_split(train[kept], source.test, np.searchsorted(kept, rest[forgotten]), source.classes, source.name)
     return replace(split, val=train[held].compact() if val else source.val)
 
-# %% ../nbs/00_data.ipynb #a6a9d660
+# %% ../nbs/00_data.ipynb #6c164944
 SOURCES = {"digits": _digits, "cifar10": _cifar10, "folder": _folder, "celeba": _celeba, "writers": _writers}
 
 def load_split(
@@ -543,7 +550,7 @@ def load_split(
 ) -> Split:
     "Load a data set and divide it for unlearning (§4). `ValueError` names what is wrong and the remedy; nothing falls back silently."
     if dataset not in SOURCES: raise ValueError(f"unknown data set {dataset!r}: the known ones are {', '.join(SOURCES)}")
-    root, identities = data_root(root), [int(i) for i in identities]
+    root, identities, classes = data_root(root), [int(i) for i in identities], None if classes is None else [int(c) for c in classes]
     source = SOURCES[dataset](root, **options)
     if val and source.val is not None: raise ValueError(f"{source.name} has a validation part of its own, of {len(source.val)} images: leave out val=")
     if forget is None: forget = source.forget
@@ -565,7 +572,7 @@ def load_split(
     split = make_split(source.train, source.test, forget, source.classes, source.name, val, subset, seed)
     return split if source.val is None else replace(split, val=source.val)
 
-# %% ../nbs/00_data.ipynb #8408a565
+# %% ../nbs/00_data.ipynb #c6a65310
 def tuning_split(
     split: Split,
     val: int,                 # images of retain to hold out, in the place of the test set
@@ -589,7 +596,7 @@ def tuning_split(
     keep = np.setdiff1d(np.arange(len(labels)), np.concatenate([held, dropped]))
     return make_split(split.train[keep], split.train[held].compact(), np.searchsorted(keep, forget), split.classes, f"{split.name} (tuning)")
 
-# %% ../nbs/00_data.ipynb #7f184be4
+# %% ../nbs/00_data.ipynb #76ffa985
 def crop(x, rng):
     "Shift each image by up to an eighth of its size, zeros coming in at the border (4 pixels at 32 × 32)."
     n, _, h, w = x.shape
@@ -603,7 +610,7 @@ def flip(x, rng):
     mirrored = torch.rand(len(x), generator=rng) < 0.5
     return torch.where(mirrored.to(x.device)[:, None, None, None], x.flip(3), x)
 
-# %% ../nbs/00_data.ipynb #31821f03
+# %% ../nbs/00_data.ipynb #1efb208e
 def rotate(x, rng, degrees=15):
     "Rotate each image by an angle drawn from ±`degrees`, bilinear, zeros outside."
     angle = (torch.rand(len(x), generator=rng) * 2 - 1) * (degrees * torch.pi / 180)
@@ -624,7 +631,7 @@ def erase(x, rng, p=0.5, scale=(0.02, 0.33), ratio=(0.3, 3.3)):
 
 AUGMENTATIONS = {"crop": crop, "flip": flip, "rotate": rotate, "erase": erase}
 
-# %% ../nbs/00_data.ipynb #5738ebfb
+# %% ../nbs/00_data.ipynb #9a1854c9
 def batches(
     images: Images,
     size: int,                           # images a batch

@@ -8,7 +8,7 @@ __all__ = ['NAMES', 'ATTACKS', 'PAPER_NAMES', 'mean_gap', 'bootstrap_error', 'su
            'plot_tradeoff', 'witness', 'plot_witness', 'paper_tables', 'paper_summary', 'beside_paper',
            'plot_beside_paper', 'recompute_paper']
 
-# %% ../nbs/32_report.ipynb #dc85218e
+# %% ../nbs/32_report.ipynb #5792799e
 from importlib.resources import files
 from pathlib import Path
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ from .metrics.membership_inference import PAPER_ATTACKS, mia_gaps
 from .metrics.forget_quality import PROTOCOLS
 from .study import Results
 
-# %% ../nbs/32_report.ipynb #295d34dc
+# %% ../nbs/32_report.ipynb #5b6f36d6
 NAMES = {"retrain": "Retrain", "original": "No Unlearning", "finetune": "Finetune", "random_labels": "Random Labels", "scrub": "SCRUB", "boundary": "Boundary Unlearning",
          "soft_relabeling": "Soft-Relabeling", "gradient_surgery": "Gradient Surgery", "activation_pruning": "Activation Pruning",
          "soft+surgery": "Soft + Surgery", "soft+pruning": "Soft + Pruning", "surgery+pruning": "Surgery + Pruning", "soft+surgery+pruning": "Soft + Surgery + Pruning"}
@@ -34,7 +34,7 @@ def bootstrap_error(scores, target, draws=200, seed=0):
     again = lambda frame: frame.iloc[rng.integers(0, len(frame), len(frame))]
     return np.std([mean_gap(again(scores), again(target)) for _ in range(draws)])
 
-# %% ../nbs/32_report.ipynb #0de3ce27
+# %% ../nbs/32_report.ipynb #ab1b37f5
 def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers only; percent, points and seconds
     "Means and standard deviations over seeds, gaps to Retrain, forget quality with its ceiling, and time."
     groups, rows = dict(list(results.networks.groupby("method", sort=False))), {}
@@ -51,7 +51,7 @@ def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers
     order = ["retrain", *(m for m in groups if m not in ("retrain", "original")), "original"]  # the paper's order
     return pd.DataFrame(rows).T.join(quality).loc[order]
 
-# %% ../nbs/32_report.ipynb #f03cac2d
+# %% ../nbs/32_report.ipynb #0fb9a750
 def origin(results: Results) -> str: return f"{results.facts['data']}, K = {results.facts['K']}"
 def _label(table, corner=None): return table.rename(index=NAMES).rename_axis(index=None, columns=corner)
 def _spread(s, column, digits=1): return [f"{m:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "") for m, sd in zip(s[column], s[f"{column}_sd"])]
@@ -64,7 +64,7 @@ def mia_table(results: Results) -> pd.DataFrame:
     table["largest gap ↓"] = s.largest_gap.map("{:.1f}".format)
     return _label(table, origin(results))
 
-# %% ../nbs/32_report.ipynb #3867ed56
+# %% ../nbs/32_report.ipynb #3364f10f
 def forget_table(results: Results) -> pd.DataFrame:
     "Accuracy, F-score with its ceiling under both protocols, total score and time, in the form of the paper's Tables 2 and 4."
     s = summary(results)
@@ -78,19 +78,20 @@ def forget_table(results: Results) -> pd.DataFrame:
     table["seeds"] = s.seeds.astype(int)
     return _label(table, origin(results))
 
-# %% ../nbs/32_report.ipynb #6664bb38
+# %% ../nbs/32_report.ipynb #b144db04
 def protocol(results: Results) -> str:
     "One paragraph: data, sizes, network, training, K, attack, hardware and versions."
     f, e, t = results.facts, results.facts["environment"], results.facts["training"]
     shadow = f"{f['samples']:,} shadow images a side" if f["samples"] else "as many shadow images a side as balance allows"
     text = (f"{f['data']}: {f['train']:,} training images, {f['forget']:,} of them to forget, {f['test']:,} test images. Network {f['network']}, {t['epochs']} epochs of {t['optimizer']} "
-            f"({t['schedule']}, rate {t['lr']}, batch {t['batch_size']}, augmentation {', '.join(t['augment']) or 'none'}). K = {f['K']} retrained networks and {f['K']} seeds of each method on one original; ± is the standard "
+            f"({t['schedule']}, rate {t['lr']}, batch {t['batch_size']}, weight decay {t['weight_decay']}, label smoothing {t['label_smoothing']}{', class weights' if t['class_weights'] else ''}, "
+            f"augmentation {', '.join(t['augment']) or 'none'}). K = {f['K']} retrained networks and {f['K']} seeds of each method on one original; ± is the standard "
             f"deviation over seeds, for the mean gap its bootstrap standard error. SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
             f"{e['cpu']}, {e['cores']} cores, run on {f['device']} (GPU: {e['gpu']}), one thread a network. Python {e['python']}, torch {e['torch']}, numpy {e['numpy']}, unlearning {e['unlearning']}.")
     lost = [f"{NAMES.get(m, m)} seed {k}: {why}" for (m, k), why in results.failures.items()]
     return text + (" Lost seeds: " + "; ".join(lost) + "." if lost else "")
 
-# %% ../nbs/32_report.ipynb #d8443b7e
+# %% ../nbs/32_report.ipynb #7f3c1425
 def save_report(results: Results, folder) -> Path:
     "Write networks.csv, quality.csv, summary.csv and tables.txt (the tables as plain text) to a folder."
     folder = Path(folder)
@@ -101,7 +102,7 @@ def save_report(results: Results, folder) -> Path:
     (folder / "tables.txt").write_text(text)
     return folder / "tables.txt"
 
-# %% ../nbs/32_report.ipynb #b9e5b53f
+# %% ../nbs/32_report.ipynb #3c1a8f4c
 def plot_losses(results: Results, methods=("original", "retrain", "soft_relabeling", "gradient_surgery", "activation_pruning"), width=2.4):
     "Distribution of the cross-entropy of forget and test images, one network for each method (the paper's Figure 4)."
     methods = [m for m in methods if m in results.losses]
@@ -120,7 +121,7 @@ def _signed(fig, results, y=1.):
     fig.text(0.5, y, origin(results), ha="center", va="bottom", fontsize=8, color="dimgray")
     return fig
 
-# %% ../nbs/32_report.ipynb #8c757585
+# %% ../nbs/32_report.ipynb #607fd620
 def plot_accuracy(results: Results):
     "RA, TA and UA by method, mean ± sd; lines: Retrain (the paper's Figures 5a and 6a)."
     s, fig = summary(results), plt.figure(figsize=(9, 3))
@@ -135,7 +136,7 @@ def plot_accuracy(results: Results):
 
 def _methods_below(ax, x, s): ax.set_xticks(x, [NAMES.get(m, m) for m in s.index], rotation=30, ha="right", fontsize=8)
 
-# %% ../nbs/32_report.ipynb #8e2396a3
+# %% ../nbs/32_report.ipynb #44f1ce0f
 def plot_mia_gaps(results: Results):
     "The mean gap of the four attacks to Retrain, ± bootstrap error, and each attack's own (the paper's Figures 5b and 6b)."
     s = summary(results).drop("retrain")
@@ -158,7 +159,7 @@ def plot_forget_quality(results: Results):
     _methods_below(ax, x, s)
     return _signed(ax.figure, results, y=0.9)
 
-# %% ../nbs/32_report.ipynb #56f4196f
+# %% ../nbs/32_report.ipynb #232d3474
 def plot_tradeoff(results: Results):
     "Test accuracy against Retrain's, over F in percent of its ceiling; the area of a disc is the time it takes."
     s = summary(results)
@@ -175,7 +176,7 @@ def plot_tradeoff(results: Results):
     ax.figure.tight_layout()
     return _signed(ax.figure, results)
 
-# %% ../nbs/32_report.ipynb #69b8fb21
+# %% ../nbs/32_report.ipynb #f797af39
 def _confidence(losses): return -np.log(np.expm1(np.maximum(losses, 1e-300)))  # of the label, logit-scaled: from −log p to log p − log(1 − p)
 
 def witness(results: Results) -> pd.DataFrame:  # percent
@@ -196,7 +197,7 @@ def plot_witness(results: Results, methods=("retrain", "original")):
     axes[0, 0].legend(fontsize=7)
     return _signed(fig, results)
 
-# %% ../nbs/32_report.ipynb #22433ecb
+# %% ../nbs/32_report.ipynb #a3506998
 PAPER_NAMES = {"SCRUBS": "scrub", "Forget Pruning": "activation_pruning", **{v: k for k, v in NAMES.items()}}
 
 def paper_tables() -> pd.DataFrame:
@@ -228,7 +229,7 @@ def plot_beside_paper(results: Results, dataset: str):
     fig.tight_layout()
     return _signed(fig, results)
 
-# %% ../nbs/32_report.ipynb #e8d40cd9
+# %% ../nbs/32_report.ipynb #0a1657c8
 def recompute_paper(dataset: str) -> pd.DataFrame:
     "What the paper prints for the mean gap and the total score, and what follows from its own scores."
     p = paper_summary(dataset)

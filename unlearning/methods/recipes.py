@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_RECIPES', 'RECIPES', 'DIGITS_RECIPES', 'TUNED_FOR', 'hybrids', 'collection', 'transfer']
 
-# %% ../../nbs/methods/17_recipes.ipynb #308edbb1
+# %% ../../nbs/methods/17_recipes.ipynb #7f6e3686
 from dataclasses import replace
 from .activation_pruning import PruneActivations, activation_pruning
 from .boundary import boundary
@@ -17,7 +17,7 @@ from .soft_relabeling import SoftRelabel, soft_relabeling
 from ..training import Training
 from ..unlearn import Erase, Recipe
 
-# %% ../../nbs/methods/17_recipes.ipynb #dc07743b
+# %% ../../nbs/methods/17_recipes.ipynb #9371ed6f
 def hybrids(
     soft: Recipe, surgery: Recipe, pruning: Recipe,  # the three techniques, with their settings
 ) -> dict:  # name: Recipe
@@ -28,16 +28,16 @@ def hybrids(
     made = {"soft+surgery": operate(soft), "soft+pruning": prune(soft), "surgery+pruning": prune(surgery), "soft+surgery+pruning": prune(operate(soft))}
     return {name: replace(recipe, name=name, source="erase and repair of its first part") for name, recipe in made.items()}
 
-# %% ../../nbs/methods/17_recipes.ipynb #c7d818a2
+# %% ../../nbs/methods/17_recipes.ipynb #b9881e63
 def collection(*recipes) -> dict:
     "Recipes by name, and the hybrids of the three techniques among them."
     by_name = {r.name: r for r in recipes}
     return by_name | hybrids(*(by_name[name] for name in ("soft_relabeling", "gradient_surgery", "activation_pruning")))
 
-# %% ../../nbs/methods/17_recipes.ipynb #d7900b7d
+# %% ../../nbs/methods/17_recipes.ipynb #6153b001
 PAPER_RECIPES = collection(finetune(), random_labels(), scrub(), boundary(), soft_relabeling(), gradient_surgery(), activation_pruning())
 
-# %% ../../nbs/methods/17_recipes.ipynb #7311b44b
+# %% ../../nbs/methods/17_recipes.ipynb #e9cb0d85
 _CIFAR10 = "best of 16 random trials on 9,000 images of CIFAR-10, 1,000 to forget (nbs/results/tuning_cifar10_laptop.csv)"
 RECIPES = collection(
     finetune(Training(1.56, 128, lr=0.32, augment=("flip",)), source=_CIFAR10),
@@ -48,7 +48,7 @@ RECIPES = collection(
     gradient_surgery(Erase(1, 128, lr=0.0027, momentum=0.9), Training(1.32, 128, lr=0.27, augment=("flip",)), l1=1.4e-07, source=_CIFAR10),
     activation_pruning(0.99, 0.75, Training(1.38, 128, lr=0.14, augment=("flip",)), rounds=1, source=_CIFAR10))
 
-# %% ../../nbs/methods/17_recipes.ipynb #d4134b19
+# %% ../../nbs/methods/17_recipes.ipynb #5c5eeec0
 _DIGITS = "best of 16 random trials on 500 digits, 150 to forget (nbs/results/tuning_digits.csv)"
 DIGITS_RECIPES = collection(
     finetune(Training(1.56, 64, lr=0.22, augment=()), source=_DIGITS),
@@ -59,7 +59,7 @@ DIGITS_RECIPES = collection(
     gradient_surgery(Erase(1, 64, lr=3e-05, momentum=0.9), Training(1.32, 32, lr=0.18, augment=()), l1=5.7e-07, phases=("repair", "erase"), source=_DIGITS),
     activation_pruning(0.99, 0.79, Training(1.38, 64, lr=0.15, augment=()), rounds=1, source=_DIGITS))
 
-# %% ../../nbs/methods/17_recipes.ipynb #92b41b96
+# %% ../../nbs/methods/17_recipes.ipynb #9d571e90
 TUNED_FOR = Training(epochs=12, lr=0.3, augment=("flip",))  # of the networks on which RECIPES were tuned
 
 def transfer(
@@ -67,6 +67,7 @@ def transfer(
     training: Training,               # of the network that is to unlearn
     tuned_for: Training = TUNED_FOR,  # of the network for which the recipes were tuned
 ) -> dict:
-    "The recipes with repairs in proportion to `training`: its optimizer, decay, smoothing, augmentation and class weights; their own batch sizes."
-    def repair(r): return replace(training, epochs=round(training.epochs * r.epochs / tuned_for.epochs, 3), lr=training.lr * r.lr / tuned_for.lr, batch_size=r.batch_size)
+    "The recipes with repairs in proportion to `training`: its optimizer, decay, smoothing, augmentation and class weights. Erase phases stay as they are."
+    def repair(r): return replace(training, epochs=round(training.epochs * r.epochs / tuned_for.epochs, 3), lr=training.lr * r.lr / tuned_for.lr,
+                                  batch_size=max(8, round(training.batch_size * r.batch_size / tuned_for.batch_size)))
     return {name: replace(r, repair=r.repair and repair(r.repair), source=f"{r.source}, transferred in proportion") for name, r in recipes.items()}
