@@ -433,8 +433,7 @@ def test_disk_full(copied, tmp_path, nursery, whole, jobs, allowed, missing):
     code = f'resource.setrlimit(resource.RLIMIT_FSIZE, ({allowed}, {allowed}))' + FILL.format(folder=str(copied), jobs=jobs, says=str(tmp_path/'says'))
     assert nursery.run(code) == [0]
     assert_says(tmp_path/'says', copied)
-    # A worker that the end overtook may leave its claim, which blocks nobody.
-    assert {name: f for name, f in files(copied).items() if not name.endswith('.claim')} == before
+    assert {name: facts for name, facts in files(copied).items() if not name.endswith('.claim')} == before  # a second worker was stopped at its task
     run(study(copied))
     assert_like(copied, whole[0])
 
@@ -522,6 +521,30 @@ def test_trouble_in_one_row_leaves_the_other_rows(tmp_path):
     assert len(networks(tmp_path)) == 7 and len(list(tmp_path.glob('measure-*'))) == 7
     run(tiny(tmp_path))
     assert files(tmp_path) == before
+
+
+def test_trouble_in_one_retrained_network_leaves_unlearning_and_measuring(tmp_path, monkeypatch):
+    from unlearning.study import Maker
+    trained = Maker.trained
+    def short_of_memory(self, split, task):
+        if (task.method, task.seed) == ('retrain', 1): np.ones(1 << 50)
+        return trained(self, split, task)
+    monkeypatch.setattr(Maker, 'trained', short_of_memory)
+    with pytest.raises(RuntimeError, match='1 of the tasks failed.*\n  retrain, seed 1: .*MemoryError'): run(tiny(tmp_path))
+    assert len(networks(tmp_path)) == len(list(tmp_path.glob('measure-*'))) == 6
+    before = files(tmp_path)
+    monkeypatch.undo()
+    run(tiny(tmp_path))
+    assert len(networks(tmp_path)) == len(list(tmp_path.glob('measure-*'))) == 7 and before.items() <= files(tmp_path).items()
+
+
+def test_trouble_with_the_original_ends_the_study(tmp_path, monkeypatch):
+    """Once the retrained networks, which do not need it, are there."""
+    from unlearning.study import Maker
+    trained = Maker.trained
+    monkeypatch.setattr(Maker, 'trained', lambda self, split, task: np.ones(1 << 50) if task.method == 'original' else trained(self, split, task))
+    with pytest.raises(RuntimeError, match='1 of the tasks failed.*\n  original, seed 0: .*MemoryError'): run(tiny(tmp_path))
+    assert len(networks(tmp_path)) == 2
 
 
 def test_workers_that_cannot_start_end_the_run(tmp_path):
