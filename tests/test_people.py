@@ -295,7 +295,7 @@ def test_nobody_knows_who_wrote_the_digits(forget):
 def decoded(monkeypatch):
     """The images that this process decodes."""
     seen, real = [], data._decode
-    monkeypatch.setattr(data, '_decode', lambda path, size: seen.append(path.name) or real(path, size))
+    monkeypatch.setattr(data, '_decode', lambda path, size: seen.append(Path(path).name) or real(path, size))
     return seen
 
 
