@@ -98,6 +98,12 @@ def test_cells_part_the_rows_and_repeat_themselves():
     assert len(set(mi._cells(np.repeat(x[:3], 50, axis=0), 40))) == 3
 
 
+@pytest.mark.parametrize('value', np.random.default_rng(0).random(20))
+def test_a_network_that_says_always_the_same_has_one_cell(value):
+    """The mean of equal numbers may be rounded to above or below them all."""
+    assert all(set(mi._cells(np.full((n, 1), value), 40)) == {0} for n in (1001, 2440, 3000))
+
+
 def test_shadow_images_are_balanced_and_drawn_by_seed():
     rng = np.random.default_rng(0)
     retain, test, forget = network_like(400, 6, rng), network_like(120, 3, rng), network_like(150, 5, rng)

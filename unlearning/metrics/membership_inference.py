@@ -47,7 +47,7 @@ def _cells(x, most):
     while len(heap) < most:
         scatter, _, widest, rows = heap[0]
         left = x[rows, widest] <= x[rows, widest].mean()
-        if scatter == 0 or left.all(): break  # all that remains is constant, up to rounding
+        if scatter == 0 or left.all() or not left.any(): break  # all that remains is constant, up to rounding
         heapq.heapreplace(heap, entry(rows[left]))
         heapq.heappush(heap, entry(rows[~left]))
     cell = np.empty(len(x), dtype=int)
