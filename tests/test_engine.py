@@ -134,15 +134,12 @@ def test_ten_kills_change_nothing(tmp_path, nursery, whole):
 
 # A training that is resumed in the middle
 
-class Killed(BaseException): pass
-
-
 def trained(images, path, stop=None, **changes):
     """The weights of a network with batch norm and dropout, and the steps that it took; `stop` is the step at which the process dies."""
     model, steps = network(), []
     def count():
         steps.append(1)
-        if len(steps) == stop: os.kill(os.getpid(), signal.SIGKILL) if stop > 0 else None
+        if len(steps) == stop: os.kill(os.getpid(), signal.SIGKILL)
     settings = Training(**dict(epochs=5, batch_size=50, lr=0.05, augment=('crop', 'erase')) | changes)
     history = fit(model, images, settings, 7, after_step=count, checkpoint=path and Checkpoint(path, seconds=0))
     return model.state_dict(), len(steps), history
@@ -284,6 +281,20 @@ def test_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(tmp_path):
     data[-5] ^= 4
     path.write_bytes(data)
     with pytest.warns(UserWarning, match='a.checkpoint is damaged .* set aside as a.checkpoint.damaged'): weights, steps, _ = trained(images, path)
+    assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
+
+
+@pytest.mark.parametrize('wrong', ['no facts', 'a tensor less', 'another shape of the state'])
+def test_whole_checkpoint_with_the_wrong_content_is_set_aside(tmp_path, wrong):
+    """As another version might have written it; and what it had restored by then is undone."""
+    images, path = load_split('digits', subset=200).train, tmp_path/'a.checkpoint'
+    trained(images, path)
+    arrays, facts = read_arrays(path)
+    if wrong == 'no facts': facts = [1]
+    if wrong == 'a tensor less': del arrays['rng/torch']
+    if wrong == 'another shape of the state': facts = {k: v for k, v in facts.items() if k != 'left'}
+    write_arrays(path, arrays, facts)
+    with pytest.warns(UserWarning, match=f'{path} is .* set aside as a.checkpoint.damaged'): weights, steps, _ = trained(images, path)
     assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
 
 
@@ -460,10 +471,11 @@ def without_privileges():
     if not os.getuid(): assert ctypes.CDLL(None).capset((ctypes.c_uint32*2)(0x20080522, 0), (ctypes.c_uint32*6)()) == 0
 
 
-@pytest.mark.parametrize('missing', [True, False])
+@pytest.mark.parametrize('missing', ['finetune-001-*', 'split-*', 'damaged', ''])
 def test_read_only_folder(nursery, copied, tmp_path, missing):
     """What is finished can still be read."""
-    if missing: next(copied.glob('finetune-001-*')).unlink()
+    if missing == 'damaged': (path := next(copied.glob('finetune-001-*'))).write_bytes(path.read_bytes()[:-1])
+    elif missing: next(copied.glob(missing)).unlink()
     (copied/'finetune-002-0123.claim').touch()  # of a process that was killed
     copied.chmod(0o555)
     says = tmp_path/'says'
@@ -545,6 +557,32 @@ def test_trouble_with_the_original_ends_the_study(tmp_path, monkeypatch):
     monkeypatch.setattr(Maker, 'trained', lambda self, split, task: np.ones(1 << 50) if task.method == 'original' else trained(self, split, task))
     with pytest.raises(RuntimeError, match='1 of the tasks failed.*\n  original, seed 0: .*MemoryError'): run(tiny(tmp_path))
     assert len(networks(tmp_path)) == 2
+
+
+def progressing(task):
+    """Leaves a checkpoint, and at the first two times takes its process with it."""
+    checkpoint = Store(task.settings['store']).checkpoint(task).path
+    times = len(checkpoint.read_bytes()) if checkpoint.exists() else 0
+    checkpoint.write_bytes(b'x' * (times + 1))
+    if times < 2: os.kill(os.getpid(), signal.SIGKILL)
+    return make(task)
+
+
+def test_worker_that_dies_right_after_a_checkpoint_does_not_end_the_run(tmp_path):
+    tasks = [Task('row', k, dict(store=str(tmp_path))) for k in range(2)]
+    assert run_tasks(tasks, progressing, Store(tmp_path), jobs=2) == {} and all(t in Store(tmp_path) for t in tasks)
+
+
+def test_threads_of_one_process_take_turns(tmp_path):
+    """A Dask worker that joined late may have several, and torch has one random state a process."""
+    from concurrent.futures import ThreadPoolExecutor
+    from unlearning.ensemble import _compute
+    at_work, most = [], []
+    def slow(task):
+        at_work.append(task); most.append(len(at_work)); time.sleep(0.05); at_work.remove(task)
+        return make(task)
+    with ThreadPoolExecutor(4) as pool: became = list(pool.map(lambda k: _compute(slow, Task('row', k, {}), Store(tmp_path), 'run')[1], range(4)))
+    assert became == ['done'] * 4 and max(most) == 1
 
 
 def test_workers_that_cannot_start_end_the_run(tmp_path):

@@ -6,7 +6,7 @@
 __all__ = ['FULL', 'DEATHS', 'describe', 'hash_of', 'Task', 'environment', 'Store', 'claim', 'tidy', 'running', 'workers',
            'run_tasks', 'unwritable', 'raise_errors', 'progress_bar']
 
-# %% ../nbs/30_ensemble.ipynb #bbc85228
+# %% ../nbs/30_ensemble.ipynb #5c3e4d42
 import errno, hashlib, inspect, json, os, platform, re, socket, sys, time, traceback, uuid
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -18,11 +18,12 @@ from joblib._dask import DaskDistributedBackend
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from tqdm import tqdm
 import unlearning
+from . import training
 from .training import Checkpoint, read_arrays, set_aside, write_arrays
 try: import fcntl
 except ImportError: fcntl = None  # not a Unix
 
-# %% ../nbs/30_ensemble.ipynb #3927ce4c
+# %% ../nbs/30_ensemble.ipynb #6e9608b2
 def _kind(cls):
     "A class's name; for one from outside this package, with a hash of its source, since it may be edited between two runs."
     if cls.__module__.startswith("unlearning."): return cls.__qualname__
@@ -40,7 +41,7 @@ def hash_of(settings) -> str:
     "16 hex digits that name these settings."
     return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/30_ensemble.ipynb #9b1b25ab
+# %% ../nbs/30_ensemble.ipynb #9e0c2825
 @dataclass(frozen=True)
 class Task:
     "One network (or one measurement of one), and everything that determines it."
@@ -67,7 +68,7 @@ def environment() -> dict:
     return dict(unlearning=unlearning.__version__, torch=torch.__version__, numpy=np.__version__, python=platform.python_version(), cpu=cpu, cores=cpu_count(),
                 gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
 
-# %% ../nbs/30_ensemble.ipynb #ba9e0fd0
+# %% ../nbs/30_ensemble.ipynb #64659301
 class Store:
     "A folder of records."
     def __init__(self, folder):
@@ -84,25 +85,29 @@ class Store:
         write_arrays(self.path(task), arrays, header)
         self.checkpoint(task).path.unlink(missing_ok=True)
 
-    def load(self, task: Task) -> tuple:  # arrays by name; facts, and the environment that they were found in
-        "Read a record back. `ValueError` names one that is damaged or another task's; it has been set aside then."
+    def load(self, task: Task) -> tuple: return self.read(task.name)
+
+    def read(self, name: str) -> tuple:  # arrays by name; facts, and the environment that they were found in
+        "Read back the record of a task of this name. `ValueError` names one that is damaged or another task's; it has been set aside then, or `OSError` says why not."
+        path = self.folder / f"{name}.safetensors"
         try:
-            arrays, header = read_arrays(self.path(task))
-            for name, mine in dict(method=task.method, seed=task.seed, settings=describe(task.settings)).items():
-                if header[name] != mine: raise ValueError(f"{self.path(task)} is another task's record (its {name}: {header[name]!r})")
+            arrays, header = read_arrays(path)
+            key = hash_of(dict(method=header["method"], seed=header["seed"], settings=header["settings"], version=unlearning.__version__))
+            if key != name.rpartition("-")[2]: raise ValueError(f"{path} is another task's record (of {header['method']!r}, seed {header['seed']!r})")
             return arrays, dict(header["facts"], environment=header["environment"])
         except (KeyError, TypeError, ValueError) as e:
-            set_aside(self.path(task), e if isinstance(e, ValueError) else f"{self.path(task)} is not a record")
-            raise ValueError(f"{self.path(task)} was damaged and is set aside: run again to compute it anew") from e
+            try: set_aside(path, e if str(path) in str(e) else f"{path} is not a record")
+            except OSError as why: raise unwritable(self, why) from e
+            raise ValueError(f"{path} was damaged and is set aside: run again to compute it anew") from e
 
     def has(self, task: Task) -> bool:
         "Whether the task's record is there and whole; `in` only looks whether it is there."
         try: return bool(self.load(task))
         except (FileNotFoundError, ValueError): return False
 
-# %% ../nbs/30_ensemble.ipynb #03d404d4
+# %% ../nbs/30_ensemble.ipynb #6fbaf4ac
 def _lock(file, path):
-    "Whether this process now holds the lock; None where there are none (some network disks, Windows): two studies there may compute a network twice."
+    "Whether this process now holds the lock; None where there are none (some network disks): two studies there may compute a network twice."
     try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError: return False
     except (OSError, AttributeError): return None
@@ -114,10 +119,12 @@ def _mark(store, name, run):
     checkpoint = store.folder / f"{name}.checkpoint"
     return f"{run} {checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0} "
 
-def _deaths(store, name, run):
-    "How many holders of this run have written their mark, and not removed it: the dead, unless one is at work."
-    try: return (store.folder / f"{name}.claim").read_text(errors="replace").count(_mark(store, name, run))
+def _marks(store, name, start):
+    "How many marks that start so are in a claim. Holders remove theirs: these are the dead, and one who may be at work."
+    try: return (store.folder / f"{name}.claim").read_text(errors="replace").count(start)
     except FileNotFoundError: return 0
+
+def _deaths(store, name, run): return _marks(store, name, _mark(store, name, run))
 
 @contextmanager
 def claim(store: Store, name: str, run: str = "-"):
@@ -128,12 +135,12 @@ def claim(store: Store, name: str, run: str = "-"):
             yield None
             return
         deaths = _deaths(store, name, run)
+        for part in store.folder.glob(f"{name}.*.part") if locked else []: part.unlink(missing_ok=True)  # first: a full disk needs the room
         print(_mark(store, name, run) + socket.gethostname(), os.getpid(), file=file, flush=True)
-        for part in store.folder.glob(f"{name}.*.part") if locked else []: part.unlink(missing_ok=True)
         try: yield deaths
         finally: path.unlink(missing_ok=True)
 
-# %% ../nbs/30_ensemble.ipynb #8ad5dca3
+# %% ../nbs/30_ensemble.ipynb #0dbdeb76
 def tidy(store: Store):
     "Remove the claims and half-written files of killed processes."
     for path in store.folder.glob("*.claim"):
@@ -143,7 +150,7 @@ def running(store: Store) -> list:
     "Names, with seeds, of what is being computed in the folder now, by whomever."
     return sorted(path.stem.rpartition("-")[0] for path in store.folder.glob("*.claim"))
 
-# %% ../nbs/30_ensemble.ipynb #1ab550f8
+# %% ../nbs/30_ensemble.ipynb #a03e10c5
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 DEATHS = 3  # as often may a task take its process with it
 
@@ -151,23 +158,23 @@ def _compute(make, task, store, run):
     "Compute a task in whatever process this is. Returns the task, what became of it, and words about that: a summary and a traceback."
     threads, start = torch.get_num_threads(), time.perf_counter()
     try:
-        with claim(store, task.name, run) as deaths:
+        with training.turn, claim(store, task.name, run) as deaths:
             if task in store: return task, "done", None  # another run on this folder was faster
             if deaths is None: return task, "busy", None
             if deaths >= DEATHS: return task, "broken", (f"its process died {deaths} times: it was killed, ran out of memory or crashed", "")
             torch.set_num_threads(1)  # always, so that results do not depend on how many processes share the cores
-            arrays, facts = make(task)
+            try: arrays, facts = make(task)
+            except FloatingPointError as e:
+                store.checkpoint(task).path.unlink(missing_ok=True)
+                return task, "lost", (str(e), "")
             store.save(task, arrays, {"seconds": time.perf_counter() - start, **facts})
             return task, "done", None
-    except FloatingPointError as e:
-        store.checkpoint(task).path.unlink(missing_ok=True)
-        return task, "lost", (str(e), "")
     except Exception as e:
         about_folder = isinstance(e, OSError) and (e.errno in FULL or not store.folder.is_dir() or isinstance(e, PermissionError) and str(store.folder) in str(e.filename))
         return task, "folder" if about_folder else "broken", (f"{type(e).__name__}: {e}", traceback.format_exc())
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/30_ensemble.ipynb #4722d989
+# %% ../nbs/30_ensemble.ipynb #d53c13ff
 class _Dask(DaskDistributedBackend):
     "joblib's Dask backend, but it hears of the tasks that Dask has given up, and leaves the work to the workers even if there is only one."
     def effective_n_jobs(self, n_jobs): return max(2, super().effective_n_jobs(n_jobs))  # joblib computes by itself what one worker could do
@@ -196,7 +203,7 @@ def workers(jobs: int = -1, scheduler: str = ""):
             if max(client.ncores().values()) > 1: raise ValueError("a worker has several threads, but torch has one random state a process: start workers with --nthreads 1")
             yield Parallel(n_jobs=-1, backend=_Dask(client=client, wait_for_workers_timeout=3600), **settings)
 
-# %% ../nbs/30_ensemble.ipynb #fd8a96da
+# %% ../nbs/30_ensemble.ipynb #f9efa92e
 def run_tasks(
     tasks,                # of Task
     make,                 # task -> (arrays, facts): a pure function
@@ -212,7 +219,7 @@ def run_tasks(
     if progress is not None: progress.skip([t for t in tasks if t not in todo])
     with workers(jobs, scheduler) if todo else suppress() as parallel:
         while todo:
-            met = {t: _deaths(store, t.name, run) for t in todo}
+            met, marks = ({t: count(store, t.name, run) for t in todo} for count in (_deaths, _marks))
             batch = [t for t in todo if met[t] < DEATHS - 1] or list(todo)[:1]
             try:
                 with closing(parallel(delayed(_compute)(make, t, store, run) for t in batch)) as results:
@@ -225,13 +232,13 @@ def run_tasks(
                         del todo[task]
                         if progress is not None: progress.done(task, running(store))
             except TerminatedWorkerError:
-                if met == {t: _deaths(store, t.name, run) for t in todo}: raise  # not in any task: workers cannot even start
+                if marks == {t: _marks(store, t.name, run) for t in todo}: raise  # not in any task: workers cannot even start
             else:
                 if len(met) == len(todo): time.sleep(1)  # all that is left is somebody else's; perhaps that one dies
     if errors is None: raise_errors(broken)
     return lost
 
-# %% ../nbs/30_ensemble.ipynb #8273a853
+# %% ../nbs/30_ensemble.ipynb #dcffa1be
 def _arrived(store, task, seconds=60):
     for _ in range(seconds):
         if task in store: return
@@ -249,7 +256,7 @@ def raise_errors(broken: dict):
     first = next((trace for _, trace in broken.values() if trace), "")
     raise RuntimeError(f"{len(broken)} of the tasks failed. The others are finished and kept; another run computes only what is missing.\n{names}\n{first}")
 
-# %% ../nbs/30_ensemble.ipynb #7c56ec3e
+# %% ../nbs/30_ensemble.ipynb #97fe72a3
 class progress_bar(tqdm):
     "One line on stderr for a whole study: the share done, the time gone and left, what was finished last, what runs now."
     def __init__(self, tasks, disable=False):

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'MEASURE_COST', 'Study', 'network_tasks', 'verified_split', 'split_in', 'write_split', 'Maker', 'Measurer',
            'Results', 'cross_entropy_of', 'forget_qualities', 'run_study', 'common', 'collect', 'check_parameters']
 
-# %% ../nbs/31_study.ipynb #c2a93930
+# %% ../nbs/31_study.ipynb #a0c93099
 import os, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from .models import create_model
 from .training import Training, fit, logits, set_aside
 from .unlearn import unlearn
 
-# %% ../nbs/31_study.ipynb #3395c929
+# %% ../nbs/31_study.ipynb #37beeef7
 @dataclass(frozen=True, eq=False)
 class Study:
     "What is compared, on which images, with how many seeds, and where the results lie."
@@ -44,7 +44,7 @@ class Study:
         for name in self.recipes: Task(name, 0, {})  # refuses names that cannot stand in a file's
         if taken := {"original", "retrain"} & set(self.recipes): raise ValueError(f"a recipe may not be named {taken.pop()!r}: the study has such a row")
 
-# %% ../nbs/31_study.ipynb #231f75f5
+# %% ../nbs/31_study.ipynb #23e0c87d
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
     "The networks of a study: one original, K retrained, K for each recipe."
     split, t = study.split, study.training
@@ -60,7 +60,7 @@ def network_tasks(study: Study) -> dict:  # name of the row: its tasks
         tasks[name] = [Task(name, k, settings, cost(recipe)) for k in range(study.seeds)]
     return tasks
 
-# %% ../nbs/31_study.ipynb #cd2b311c
+# %% ../nbs/31_study.ipynb #5cdc4d54
 _checked = set()
 
 def verified_split(path, read) -> Split:
@@ -83,18 +83,21 @@ def split_in(path: str, device: str) -> Split:
 def write_split(split: Split, store: Store) -> Path:
     "The split's file in the store: written if it is missing, and again if it is damaged."
     path = store.folder / f"split-{split.fingerprint}.safetensors"
-    if path.exists():
+    def fault():
+        if not path.exists(): return "missing"
         try: verified_split(path, read_split)
-        except ValueError as e: set_aside(path, e)
-    while not path.exists():
-        with claim(store, path.stem) as deaths:
-            if deaths is None: time.sleep(0.2)  # another study on this folder is writing it
-            elif not path.exists():
-                try: save_split(split, path)
-                except (OSError, safetensors.SafetensorError) as e: raise unwritable(store, e) from e
+        except ValueError as e: return e
+    while fault():
+        try:
+            with claim(store, path.stem) as deaths:
+                if deaths is None: time.sleep(0.2)  # another study on this folder is writing it
+                elif why := fault():
+                    if path.exists(): set_aside(path, why)
+                    save_split(split, path)
+        except (OSError, safetensors.SafetensorError) as e: raise unwritable(store, e) from e
     return path
 
-# %% ../nbs/31_study.ipynb #e942a441
+# %% ../nbs/31_study.ipynb #de7d87e9
 PARTS = {"retain": "RA", "test": "TA", "forget": "UA"}  # of the split, and the names of the accuracies on them
 
 @dataclass(frozen=True)
@@ -136,22 +139,21 @@ class Maker:
         if task.method == "original": arrays |= {f"weights/{k}": v.cpu().numpy() for k, v in model.state_dict().items()}
         return arrays, {"seconds": seconds}
 
-# %% ../nbs/31_study.ipynb #8b86124f
+# %% ../nbs/31_study.ipynb #3d8e9a60
 @dataclass(frozen=True)
 class Measurer:
     "Accuracy and membership inference of one stored network."
     split_path: str
     store: Store
-    tasks: dict            # measurement's settings["of"]: the network's task
     samples: int | None
 
     def __call__(self, task):
-        split, (arrays, _) = split_in(self.split_path, "cpu"), self.store.load(self.tasks[task.settings["of"]])
+        split, (arrays, _) = split_in(self.split_path, "cpu"), self.store.read(f"{task.method.removeprefix('measure-')}-{task.seed:03d}-{task.settings['of']}")
         pairs = {part: (arrays[part], getattr(split, part).labels.numpy()) for part in PARTS}
         scores = {name: accuracy(*pairs[part]) for part, name in PARTS.items()}
         return {}, scores | svc_mia(*pairs["retain"], *pairs["test"], *pairs["forget"], samples=self.samples)
 
-# %% ../nbs/31_study.ipynb #9f1f52d8
+# %% ../nbs/31_study.ipynb #320771f3
 @dataclass(frozen=True, eq=False)
 class Results:
     "What a study found."
@@ -175,7 +177,7 @@ def forget_qualities(study, networks, statistics):
             rows.append(dict(method=method, protocol=protocol, F=q.F, ceiling=q.ceiling, ceiling_sd=q.ceiling_sd, total=total))
     return pd.DataFrame(rows, columns=["method", "protocol", "F", "ceiling", "ceiling_sd", "total"])
 
-# %% ../nbs/31_study.ipynb #5dec47a3
+# %% ../nbs/31_study.ipynb #92a03988
 MEASURE_COST = 5000  # one attack takes about as long as training on this many images
 
 def run_study(
@@ -188,7 +190,7 @@ def run_study(
     networks = [t for row in tasks.values() for t in row]
     measured = {t: Task(f"measure-{t.method}", t.seed, dict(of=t.key, samples=study.samples), cost=MEASURE_COST) for t in networks}
     maker = Maker(split_path, study.network, study.training, study.recipes, store, tasks["original"][0], study.device)
-    measurer = Measurer(split_path, store, {t.key: t for t in networks}, study.samples)
+    measurer = Measurer(split_path, store, study.samples)
     broken = {}
     with progress_bar([*networks, *measured.values()], disable=not progress) as bar:
         def run(tasks, make): return run_tasks(tasks, make, store, study.jobs, bar, study.scheduler, broken)
@@ -203,7 +205,7 @@ def run_study(
         raise FloatingPointError(f"fewer than two retrained networks could be trained: {next(iter(failures.values()))}")
     return collect(study, tasks, measured, store, failures)
 
-# %% ../nbs/31_study.ipynb #ba2c9068
+# %% ../nbs/31_study.ipynb #5c5d1763
 def common(environments: list) -> dict:
     "One environment from many: what differs among them is listed."
     seen = {k: sorted({e[k] for e in environments if k in e}, key=str) for e in environments for k in e}
@@ -226,7 +228,7 @@ def collect(study, tasks, measured, store, failures) -> Results:
                  device=study.device, training=describe(study.training), recipes=describe(study.recipes), environment=common(environments))
     return Results(networks, forget_qualities(study, networks, statistics), statistics, losses, facts, {(t.method, t.seed): why for t, why in failures.items()})
 
-# %% ../nbs/31_study.ipynb #bdef472b
+# %% ../nbs/31_study.ipynb #a85f7b4d
 def check_parameters(
     namespace: dict,  # globals() of the notebook, in a cell after the parameters
     before,           # names that existed before the parameters' cell
