@@ -8,9 +8,9 @@ from distributed import Client
 
 from test_engine import assert_like, make, study
 from test_experiments import EXPERIMENTS
-from test_study import run
+from test_study import run, tiny
 from unlearning.ensemble import Store, Task, run_tasks
-from unlearning.study import Maker, Measurer, network_tasks
+from unlearning.study import Maker, network_tasks
 
 WORKERS = 3
 
@@ -89,8 +89,18 @@ def test_study_through_three_workers_one_of_them_killed(tmp_path, cluster, whole
     tasks, store = network_tasks(study(tmp_path/'study')), Store(tmp_path/'study')
     split = next(store.folder.glob('split-*'))
     maker = Maker(str(split), 'small', study(tmp_path).training, study(tmp_path).recipes, store, tasks['original'][0], 'cpu')
-    measurer, measurement = Measurer(str(split), store, None), Task('measure-finetune', 0, dict(of=tasks['finetune'][0].key, samples=None))
-    for work, task in ((maker, tasks['finetune'][0]), (measurer, measurement)): assert len(cloudpickle.dumps((work, task, store))) < 5000 < split.stat().st_size / 10
+    assert len(cloudpickle.dumps((maker, tasks['finetune'][0], store))) < 5000 < split.stat().st_size / 10
+
+
+def test_what_travels_does_not_grow_with_the_seeds(tmp_path, monkeypatch):
+    sizes = {}
+    def note(tasks, make, *args):
+        sizes.setdefault(K, []).append(len(cloudpickle.dumps(make)))
+        return {}
+    monkeypatch.setattr('unlearning.study.run_tasks', note)
+    monkeypatch.setattr('unlearning.study.collect', lambda *args: None)
+    for K in (3, 300): run(tiny(tmp_path, seeds=K))
+    assert len(sizes[3]) == 3 and sizes[3] == sizes[300]
 
 
 def test_experiment_notebook_over_the_cluster(tmp_path, cluster, monkeypatch):
