@@ -85,7 +85,7 @@ def protocol(results: Results) -> str:
     shadow = f"{f['samples']:,} shadow images a side" if f["samples"] else "as many shadow images a side as balance allows"
     text = (f"{f['data']}: {f['train']:,} training images, {f['forget']:,} of them to forget, {f['test']:,} test images. Network {f['network']}, {t['epochs']} epochs of {t['optimizer']} "
             f"({t['schedule']}, rate {t['lr']}, batch {t['batch_size']}, weight decay {t['weight_decay']}, label smoothing {t['label_smoothing']}{', class weights' if t['class_weights'] else ''}, "
-            f"augmentation {', '.join(t['augment']) or 'none'}). K = {f['K']} retrained networks and {f['K']} seeds of each method on one original; ± is the standard "
+            f"augmentation {', '.join(t['augment']) or 'none'}{'' if t['precision'] == 'auto' else ', ' + t['precision']}). K = {f['K']} retrained networks and {f['K']} seeds of each method on one original; ± is the standard "
             f"deviation over seeds, for the mean gap its bootstrap standard error. SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
             f"{e['cpu']}, {e['cores']} cores, run on {f['device']} (GPU: {e['gpu']}), one thread a network. Python {e['python']}, torch {e['torch']}, numpy {e['numpy']}, unlearning {e['unlearning']}.")
     lost = [f"{NAMES.get(m, m)} seed {k}: {why}" for (m, k), why in results.failures.items()]
