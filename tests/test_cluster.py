@@ -113,6 +113,22 @@ def test_experiment_notebook_over_the_cluster(tmp_path, cluster, monkeypatch):
     assert sum(used) >= len(list((tmp_path/'out').glob('*-00?-*.safetensors')))  # every network and measurement was the workers'
 
 
+def noting(task):
+    """A file counts how often each task was begun."""
+    with open(task.settings['log'], 'a') as f: f.write(f'{task.seed}\n')
+    time.sleep(0.1)
+    return make(task)
+
+
+def test_two_runs_on_one_folder_share_the_cluster(tmp_path, cluster):
+    tasks, store = [Task('row', k, dict(log=str(tmp_path/'log'))) for k in range(12)], Store(tmp_path/'store')
+    with ThreadPoolExecutor() as pool:
+        both = [pool.submit(run_tasks, tasks, noting, store, scheduler=cluster) for _ in range(2)]
+        assert [future.result(timeout=100) for future in both] == [{}, {}]
+    assert sorted(map(int, (tmp_path/'log').read_text().split())) == list(range(12))
+    assert {path.name for path in store.folder.iterdir()} == {task.filename for task in tasks}
+
+
 def deadly(task):
     """Seed 1 takes its worker with it. (A task's own file counts how often each was begun.)"""
     with open(task.settings['log'], 'a') as f: f.write(f'{task.seed}\n')

@@ -11,7 +11,7 @@ from torch import nn
 from unlearning.data import load_split
 from unlearning.methods.random_labels import random_labels
 from unlearning.models import create_model
-from unlearning.training import Training, class_weights, cross_entropy, fit, logits, make_optimizer, make_schedule
+from unlearning.training import Training, class_weights, cross_entropy, fit, forward_type, logits, make_optimizer, make_schedule
 from unlearning.unlearn import Erase, unlearn
 
 SETTINGS = Training(epochs=2, batch_size=50, lr=0.05, augment=('crop', 'flip', 'rotate', 'erase'))
@@ -60,6 +60,33 @@ def test_fractions_of_an_epoch(images, epochs, steps, rows):
     taken = []
     history = fit(network(), images, replace(SETTINGS, epochs=epochs), after_step=lambda: taken.append(1))
     assert len(taken) == steps and [h['epoch'] for h in history] == list(range(1, rows + 1))
+
+
+def test_bfloat16_is_coarser_in_the_products_only(images):
+    """Reproducible as the other; weights, statistics, loss and what the loss is computed from stay in float32."""
+    first, again, fine = (trained(images, 5, precision=p) for p in ('bfloat16', 'bfloat16', 'float32'))
+    assert torch.equal(first, again) and torch.equal(fine, trained(images, 5)) and not torch.equal(first, fine)
+    assert 0 < (first - fine).norm() / fine.norm() < 0.05
+    model, inside, seen = network(), [], []
+    model[0].register_forward_hook(lambda module, args, out: inside.append(out.dtype))
+    def loss(z, x, y):
+        seen.append(z.dtype)
+        return nn.functional.cross_entropy(z, y)
+    fit(model, images, replace(SETTINGS, precision='bfloat16'), loss=loss)
+    assert set(inside) == {torch.bfloat16} and set(seen) == {torch.float32} and {t.dtype for t in model.state_dict().values()} == {torch.float32, torch.int64}
+    inside.clear()
+    assert logits(model, images).dtype == torch.float32 and set(inside) == {torch.float32}
+
+
+@pytest.mark.parametrize('name', ['small', 'resnet18', 'vit'])
+def test_every_network_trains_in_bfloat16(images, name):
+    fit(model := create_model(name, 10, 1, 8), images[:64], Training(epochs=1, batch_size=32, lr=0.01, precision='bfloat16'))
+    assert logits(model, images).isfinite().all()
+
+
+def test_precision_of_a_device():
+    assert [forward_type('auto', torch.device(d)) for d in ('cpu', 'cuda')] == [torch.float32, torch.float16]
+    with pytest.raises(ValueError, match="unknown precision 'half': use 'auto', 'float32', 'bfloat16'"): forward_type('half', torch.device('cpu'))
 
 
 def test_no_batch_is_smaller_than_asked_for(images):
