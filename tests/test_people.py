@@ -95,7 +95,7 @@ def test_parts_are_the_official_ones(split):
         assert split.parts[part].rows.tolist() == at.tolist() and split.parts[part].indices.tolist() == list(range(len(at)))
     for part in split.parts.values():
         assert part.identities.tolist() == P.identity[part.rows].tolist() and part.labels.tolist() == P.label[part.rows].tolist()
-    assert split.name == 'celeba' and split.classes == ('none', 'Chubby', 'Gray_Hair', 'Gray_Hair+Chubby', 'Male', 'Male+Chubby', 'Male+Gray_Hair', 'Male+Gray_Hair+Chubby')
+    assert split.name == "a tree in CelebA's layout" and split.classes == ('none', 'Chubby', 'Gray_Hair', 'Gray_Hair+Chubby', 'Male', 'Male+Chubby', 'Male+Gray_Hair', 'Male+Gray_Hair+Chubby')
 
 
 def test_whole_people_are_forgotten(split):
@@ -184,7 +184,7 @@ def test_whole_study_without_a_change_of_code(load, tmp_path):
     results = run_study(Study(load(), recipes, tmp_path, training=repair, seeds=2, permutations=3, jobs=1), progress=False)
     assert results.networks.method.value_counts().to_dict() == dict(original=1, retrain=2, finetune=2, random_labels=2) and not results.failures
     assert np.isfinite(results.networks.select_dtypes('number')).all(axis=None) and len(results.quality) == 4
-    assert results.facts['data'] == 'celeba' and results.facts['forget'] == len(load().forget)
+    assert results.facts['data'] == "a tree in CelebA's layout" and results.facts['forget'] == len(load().forget)
     file, = tmp_path.glob('split-*.safetensors')
     assert file.stat().st_size < 0.2 * N * 3 * 16 * 16  # the images stay where they are
 
@@ -259,11 +259,26 @@ DAMAGE = {
     'all a row less': (lambda folder: [drop_line(name)(folder) for name in TEXTS], f'announces {N}, and has {N - 1}' + BY_HAND),
     'other images': (rewrite(TEXTS[1], lambda text: text.replace(b'000300.jpg', b'300000.jpg')), 'identity_CelebA.txt lists other images' + BY_HAND),
     'no test images': (rewrite(TEXTS[2], lambda text: text.replace(b' 2\r', b' 1\r')), 'list_eval_partition.txt puts no image into test' + BY_HAND),
+    'a partition that does not exist': (rewrite(TEXTS[2], lambda text: text.replace(b' 2\r', b' 3\r')), 'list_eval_partition.txt holds the value 3, and only 0, 1, 2' + BY_HAND),
+    'an attribute that is neither': (rewrite(TEXTS[0], lambda text: text[:-5] + text[-5:].replace(b'1', b'7')), 'list_attr_celeba.txt holds the value -?7, and only -1, 1' + BY_HAND),
+    'an image listed twice': (lambda folder: [rewrite(name, lambda text: text.replace(b'000300.jpg', b'000299.jpg'))(folder) for name in TEXTS], 'list_attr_celeba.txt lists 000299.jpg twice' + BY_HAND),
+    'a person in two parts': (rewrite(TEXTS[1], lambda text: text.replace(f'{P.name[-1]} {P.identity[-1]}'.encode(), f'{P.name[-1]} {P.identity[0]}'.encode())), rf'identity {P.identity[0]} is in the partitions 0 and . of .*list_eval_partition.txt: whoever is forgotten must not be tested on'),
     'no images': (lambda folder: shutil.rmtree(folder/'img_align_celeba'), 'img_align_celeba is missing' + BY_HAND),
-    'an image less': (lambda folder: (folder/'img_align_celeba'/'000300.jpg').unlink(), '000300.jpg is missing.*restore it'),
-    'half an image': (image(lambda jpeg: jpeg[:len(jpeg) // 2]), '000300.jpg cannot be read as an image.*repair'),
-    'text for an image': (image(lambda jpeg: b'not an image'), '000300.jpg cannot be read as an image.*repair'),
+    'an image less': (lambda folder: (folder/'img_align_celeba'/'000300.jpg').unlink(), '000300.jpg is missing.*restore it' + BY_HAND),
+    'half an image': (image(lambda jpeg: jpeg[:len(jpeg) // 2]), '000300.jpg cannot be read as an image.*repair' + BY_HAND),
+    'text for an image': (image(lambda jpeg: b'not an image'), '000300.jpg cannot be read as an image.*repair' + BY_HAND),
 }
+
+
+def test_only_what_has_celebas_size_is_called_celeba(load, monkeypatch):
+    """The paper's figures are printed beside no other photographs."""
+    monkeypatch.setattr(data, 'CELEBA_IMAGES', N)
+    assert load().name == 'celeba'
+
+
+@pytest.mark.parametrize('size', [0, -4])
+def test_image_without_pixels_is_refused(root, size):
+    with pytest.raises(ValueError, match=f'image_size is {size}: use at least 1 pixel'): load_split('celeba', root=root, image_size=size)
 
 
 @pytest.mark.parametrize('damage', DAMAGE)
@@ -277,9 +292,9 @@ def test_damaged_tree_is_refused(copy, damage):
 @pytest.mark.parametrize('options, says', [(dict(attributes=('Male', 'Tall')), f"unknown attribute 'Tall': CelebA has {', '.join(ATTRIBUTES)}"),
     (dict(share=0.01), 'share of 0.01 of 36 identities is none: ask for 0.028 or more'), (dict(share=0.9), r'32 of 36 identities.*\b\d+ have all of their images in the classes 0, 4.*smaller share'),
     (dict(identities=[100, 3], share=None), 'identity 3 has no training image.*100 to 345'), (dict(identities=[100 + 7 * 47], share=None), 'identity 429 has no training image'),
-    (dict(identities=[100]), 'share and classes have nothing to choose'), (dict(classes=(0, 8)), 'class 8 does not exist.*0 to 7'), (dict(val=10), 'celeba has a validation part of its own'), (dict(subset=9999), 'cannot draw 9999 images'),
+    (dict(identities=[100]), 'share and classes have nothing to choose'), (dict(classes=(0, 8)), 'class 8 does not exist.*0 to 7'), (dict(val=10), 'layout has a validation part of its own'), (dict(subset=9999), 'cannot draw 9999 images'),
     (dict(forget='images', share=0.9), r'\d+ of 486 images.*\b\d+ lie in the classes 0, 4.*smaller share'), (dict(forget='images', share=1e-4), 'share of 0.0001 of 486 images is none: ask for 0.0021 or more'),
-    (dict(forget=50, share=None, val=10), 'celeba has a validation part of its own'), (dict(forget=50), 'share, classes and identities belong to'), (dict(forget=50, share=None, classes=(0,)), 'belong to'), (dict(forget=[1], share=None, identities=[100]), 'belong to')])
+    (dict(forget=50, share=None, val=10), 'layout has a validation part of its own'), (dict(forget=50), 'share, classes and identities belong to'), (dict(forget=50, share=None, classes=(0,)), 'belong to'), (dict(forget=[1], share=None, identities=[100]), 'belong to')])
 def test_bad_requests_are_refused(load, options, says):
     with pytest.raises(ValueError, match=says): load(**options)
 

@@ -17,7 +17,8 @@ from unlearning.methods.random_labels import RandomLabels, random_labels
 from unlearning.metrics.accuracy import accuracy
 from unlearning.metrics.forget_quality import forget_quality, statistic
 from unlearning.metrics.membership_inference import svc_mia
-from unlearning.report import ATTACKS, forget_table, mia_table, plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, protocol, save_report, summary
+from unlearning.report import (ATTACKS, chance_table, forget_table, mean_gap, mia_table, plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, protocol,
+                               resampled_gaps, save_report, summary, witness)
 from unlearning.study import Study, check_parameters, network_tasks, run_study
 from unlearning.training import Training, read_arrays, write_arrays
 from unlearning.unlearn import Erase, Recipe, stream
@@ -357,3 +358,39 @@ def test_parameter_of_another_type_is_refused(value, kind):
 
 def test_whole_number_may_stand_for_a_float():
     assert check_parameters(dict(__annotations__=dict(x=float), x=1), []) == dict(x=1)
+
+
+# What the report says beyond the tables
+
+def test_separation_is_counted_pair_by_pair(finished):
+    """In every retrained network and the original: how often an image of one part is more confident than one of the other."""
+    study, results = finished
+    assert [tuple(r) for r in results.separation[['method', 'seed']].to_numpy()] == [('retrain', 0), ('retrain', 1), ('original', 0)]
+    for row in results.separation.to_dict('records'):
+        arrays = load_file(next(Path(study.folder).glob(f"{row['method']}-{row['seed']:03d}-*")))
+        value = {part: statistic(arrays[part], getattr(study.split, part).labels.numpy()) for part in ('retain', 'forget', 'test')}
+        for one, other in (('forget', 'test'), ('retain', 'forget'), ('retain', 'test')):
+            wins = np.sign(value[one][:, None] - value[other][None]).mean()
+            assert row[f'{one} above {other}'] == pytest.approx(50 + 50 * wins, abs=1e-3)
+    told = witness(results)
+    assert list(told.index) == ['Retrain', 'No Unlearning'] and told['forget above test'].str.contains(' ± ').tolist() == [True, False]
+
+
+def test_resampled_gaps_are_gaps_of_redrawn_rows(finished):
+    """With two seeds a row there are few draws that can come out, and the measured gap is one of them."""
+    _, results = finished
+    scores = {m: f[list(ATTACKS)] for m, f in results.networks.groupby('method')}
+    ways = lambda m: [scores[m].iloc[list(k)] for k in ((0, 0), (0, 1), (1, 1))]
+    gaps = resampled_gaps(results, draws=60)
+    for method in ('finetune', 'retrain'):
+        possible = [mean_gap(a, b) for a in ways(method) for b in ways('retrain')]
+        assert all(min(abs(g - p) for p in possible) < 1e-9 for g in gaps[method]) and gaps[method].nunique() > 1
+    table = chance_table(results, gaps)
+    assert table.loc['Finetune', 'nearer than Finetune [% of draws]'] == 0 and 'Retrain' not in table.index
+    worst = gaps.assign(retrain=0.)
+    assert (chance_table(results, worst)['perfection is as far [% of draws]'] == 0).all()
+
+
+@pytest.mark.parametrize('plot', [plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness])
+def test_figure_says_what_it_was_made_from(finished, plot):
+    assert any('digits, K = 2' in text.get_text() for text in plot(finished[1]).texts)

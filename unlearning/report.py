@@ -15,7 +15,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from sklearn.metrics import roc_auc_score
 from .metrics.membership_inference import PAPER_ATTACKS, mia_gaps
 from .metrics.forget_quality import PROTOCOLS
 from .study import Results
@@ -150,7 +149,7 @@ def plot_accuracy(results: Results):
         ax.bar(x + 0.27 * (i - 1), s[part], 0.27, yerr=s[f"{part}_sd"], color=color, edgecolor="black", label=part, error_kw=dict(lw=0.8))
         ax.axhline(s.loc["retrain", part], color="black", lw=0.7, ls=line)
     low = s[["RA", "TA", "UA"]].min().min()
-    ax.set(ylabel="accuracy [%]", ylim=(max(0, low - 10), 100)); ax.legend(ncol=3, fontsize=8, loc="upper right")
+    ax.set(ylabel="accuracy [%]", ylim=(max(0, low - 10), 100)); ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     _methods_below(ax, x, s)
     return _signed(ax.figure, results, y=0.9)
 
@@ -169,13 +168,13 @@ def plot_mia_gaps(results: Results):
 
 def plot_forget_quality(results: Results):
     "F by method under both protocols; the bar across is the ceiling of a perfect unlearner at this K (the paper's Figures 5c and 6c)."
-    s = summary(results).drop("retrain")
+    s = summary(results).drop(["retrain", "original"])  # which have none
     ax, x = plt.figure(figsize=(9, 3)).gca(), np.arange(len(s))
     for i, (name, color) in enumerate((("paper", "silver"), ("challenge", "dimgray"))):
         at = x + 0.36 * (i - 0.5)
         ax.bar(at, s[f"F_{name}"], 0.36, color=color, edgecolor="black", label=f"{name} protocol")
         ax.errorbar(at, s[f"ceiling_{name}"], yerr=s[f"ceiling_sd_{name}"], xerr=0.18, fmt="none", ecolor="black", elinewidth=1, label="ceiling ± sd" if i else None)
-    ax.set(ylabel="forget quality F"); ax.legend(fontsize=7)
+    ax.set(ylabel="forget quality F"); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     _methods_below(ax, x, s)
     return _signed(ax.figure, results, y=0.9)
 
@@ -199,13 +198,12 @@ def plot_tradeoff(results: Results):
 # %% ../nbs/32_report.ipynb #f797af39
 def _confidence(losses): return -np.log(np.expm1(np.maximum(losses, 1e-300)))  # of the label, logit-scaled: from −log p to log p − log(1 − p)
 
-def witness(results: Results) -> pd.DataFrame:  # percent
-    "How well the confidence of Retrain, and of the original network, tells forgotten from test and from retained images (AUC, one network each; the paper's §5)."
-    def auc(losses, one, other):
-        values = np.concatenate([losses[one], losses[other]])
-        return 100 * roc_auc_score(np.repeat([1, 0], [len(losses[one]), len(losses[other])]), _confidence(values))
-    rows = {m: {f"{one} above {other}": auc(results.losses[m], one, other) for one, other in (("forget", "test"), ("retain", "forget"), ("retain", "test"))} for m in ("retrain", "original")}
-    return _label(pd.DataFrame(rows).T.round(1), origin(results))
+def witness(results: Results) -> pd.DataFrame:  # percent, as text
+    "How well the confidence of Retrain (mean ± sd over its networks), and of the original network, tells forgotten from test and from retained images (AUC; the paper's §5)."
+    by_method = results.separation.drop(columns="seed").groupby("method", sort=False)
+    mean, sd = by_method.mean(), by_method.std()
+    cells = {c: [f"{m:.1f}" + (f" ± {s:.1f}" if s == s else "") for m, s in zip(mean[c], sd[c])] for c in mean}
+    return _label(pd.DataFrame(cells, mean.index), origin(results))
 
 def plot_witness(results: Results, methods=("retrain", "original")):
     "Distribution of the logit-scaled confidence on retained, forgotten and test images, one network for each method."

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'MEASURE_COST', 'Study', 'network_tasks', 'verified_split', 'split_in', 'write_split', 'Maker', 'Measurer',
-           'Results', 'cross_entropy_of', 'forget_qualities', 'run_study', 'common', 'collect', 'check_parameters']
+           'Results', 'separations', 'cross_entropy_of', 'forget_qualities', 'run_study', 'common', 'collect',
+           'check_parameters']
 
 # %% ../nbs/31_study.ipynb #a0c93099
 import os, time
@@ -14,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 import safetensors
+from sklearn.metrics import roc_auc_score
 from .data import Split, read_split, save_split, shared_split
 from .ensemble import Store, Task, claim, describe, progress_bar, raise_errors, run_tasks, unwritable
 from .metrics.accuracy import accuracy
@@ -160,9 +162,17 @@ class Results:
     networks: pd.DataFrame   # a row for each network: method, seed, RA, TA, UA, the five attacks (all percent), seconds
     quality: pd.DataFrame    # a row for each method and protocol: F, ceiling, ceiling_sd, total
     statistics: dict         # method: (K, n) logit-scaled confidence of the forget images
+    separation: pd.DataFrame # a row for each retrained network and the original: AUC between parts, percent (see `separations`)
     losses: dict             # method: {"retain", "forget", "test"}: cross-entropy of each image under the method's first seed
     facts: dict              # data, sizes, K, settings, hardware, versions
     failures: dict           # (method, seed): why
+
+def separations(losses: dict) -> dict:
+    "How well a network's confidence tells parts of the split apart: AUC in percent, 50 where it does not."
+    def auc(one, other):
+        values, which = np.concatenate([losses[one], losses[other]]), np.repeat([1, 0], [len(losses[one]), len(losses[other])])
+        return 100 * roc_auc_score(which, -values)
+    return {f"{one} above {other}": auc(one, other) for one, other in (("forget", "test"), ("retain", "forget"), ("retain", "test"))}
 
 def cross_entropy_of(z, labels): return np.logaddexp(0, -statistic(z, labels))  # −log p_y = log(1 + e^−s)
 
@@ -213,7 +223,7 @@ def common(environments: list) -> dict:
 
 def collect(study, tasks, measured, store, failures) -> Results:
     "The frames of a study, from the records in its folder."
-    rows, statistics, losses, environments = [], {}, {}, []
+    rows, statistics, separation, losses, environments = [], {}, [], {}, []
     labels = {part: getattr(study.split, part).labels.cpu().numpy() for part in PARTS}
     for method, row in tasks.items():
         for task in (t for t in row if t not in failures):
@@ -221,12 +231,14 @@ def collect(study, tasks, measured, store, failures) -> Results:
             environments.append(facts["environment"])
             rows.append(dict(method=method, seed=task.seed, **{k: v for k, v in scores.items() if k not in ("seconds", "environment")}, seconds=facts["seconds"]))
             statistics.setdefault(method, []).append(statistic(arrays["forget"], labels["forget"]))
-            losses.setdefault(method, {part: cross_entropy_of(arrays[part], labels[part]) for part in PARTS})
+            loss = {part: cross_entropy_of(arrays[part], labels[part]) for part in PARTS}
+            if method in ("retrain", "original"): separation.append(dict(method=method, seed=task.seed, **separations(loss)))
+            losses.setdefault(method, loss)
     statistics = {m: np.stack(s) for m, s in statistics.items()}
     networks, split = pd.DataFrame(rows), study.split
     facts = dict(data=split.name, **{name: len(part) for name, part in split.parts.items()}, K=study.seeds, network=study.network, samples=study.samples, permutations=study.permutations,
                  device=study.device, training=describe(study.training), recipes=describe(study.recipes), environment=common(environments))
-    return Results(networks, forget_qualities(study, networks, statistics), statistics, losses, facts, {(t.method, t.seed): why for t, why in failures.items()})
+    return Results(networks, forget_qualities(study, networks, statistics), statistics, pd.DataFrame(separation), losses, facts, {(t.method, t.seed): why for t, why in failures.items()})
 
 # %% ../nbs/31_study.ipynb #a85f7b4d
 def check_parameters(
