@@ -1,7 +1,8 @@
 """What the engine survives: kills, damage, company, full disks, dying workers, and files made to do harm."""
-import ctypes, json, os, pickle, random, resource, shutil, signal, subprocess, sys, textwrap, time
+import ctypes, errno, json, os, pickle, random, resource, shutil, signal, subprocess, sys, textwrap, time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import unlearning
+from unlearning import study as study_module
 from test_study import RECIPES, assert_same_logits, files, logits_of, networks, run, tiny
 from test_training import network
 from unlearning.data import load_split, read_split
 from unlearning.ensemble import Store, Task, claim, run_tasks, running, tidy
-from unlearning.study import network_tasks, verified_split
+from unlearning.study import network_tasks, split_in, verified_split
 from unlearning.training import Checkpoint, Training, fit, read_arrays, write_arrays
 
 PATH = [str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]
@@ -114,21 +116,29 @@ def at_work(folder):
     return lines
 
 
+class Often(study_module.Maker):
+    """Leaves a checkpoint after every epoch, in whatever process it makes a network."""
+    def __call__(self, task):
+        Checkpoint.__init__.__defaults__ = (0.,)
+        return super().__call__(task)
+
+
 def test_ten_kills_change_nothing(tmp_path, nursery, whole):
-    """SIGKILL for the whole process tree at ten random moments or more: some inside a network that has a checkpoint, twice one process with two workers."""
-    rng, folder, kills, checkpoints = random.Random(0), tmp_path/'0', 0, 0
-    while kills < 10 or not checkpoints:
+    """SIGKILL for the whole process tree at ten random moments or more, one process or two workers: of each, some inside a network that has a checkpoint."""
+    rng, folder, kills, checkpoints = random.Random(0), tmp_path/'0', 0, set()
+    while kills < 10 or len(checkpoints) < 2:
         folder.mkdir(exist_ok=True)
         before = {name: facts for name, facts in files(folder).items() if name.endswith('.safetensors')}
-        jobs, claims = 2 if kills in (3, 7) else 1, at_work(folder)
-        nursery.start(f'Checkpoint.__init__.__defaults__ = (0.,); run(study({str(folder)!r}, jobs={jobs}))')  # after every epoch
+        jobs, claims = 2 if kills in (3, 7) or kills >= 10 else 1, at_work(folder)
+        nursery.start(f'study_module.Maker = Often; run(study({str(folder)!r}, jobs={jobs}))')
         if jobs == 2:  # its workers take seconds to start
             while not at_work(folder) - claims and os.path.exists(f'/proc/{nursery.children[0]}'): time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.3 * whole[1]))
         try: nursery.kill()
         except ProcessLookupError: pass
         killed = nursery.statuses() == [-signal.SIGKILL]
-        kills, checkpoints = kills + killed, checkpoints + (killed and any(folder.glob('*.checkpoint')))
+        kills += killed
+        if killed and any(folder.glob('*.checkpoint')): checkpoints.add(jobs)
         assert before.items() <= files(folder).items()  # what was finished is as it was
         for path in folder.glob('*.safetensors'):
             if not path.name.startswith('split'): read_arrays(path)  # what has its name is whole
@@ -170,6 +180,20 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path, nursery, optimize
     assert [(h['epoch'], h['loss'], h['accuracy']) for h in history] == [(h['epoch'], h['loss'], h['accuracy']) for h in whole_history]
 
 
+def test_by_default_a_checkpoint_is_left_every_minute(tmp_path, monkeypatch):
+    """Here an epoch takes 25 seconds."""
+    left, now, path = [], [0.], tmp_path/'checkpoint'
+    monkeypatch.setattr('unlearning.training.time', SimpleNamespace(monotonic=lambda: now[0], process_time=time.process_time))
+    class Watched(Checkpoint):
+        def offer(self, history, left_steps):
+            now[0] += 25
+            before = self.saved
+            super().offer(history, left_steps)
+            if self.saved != before: left.append(history[-1]['epoch'])
+    fit(network(), load_split('digits', subset=200).train, Training(epochs=8, batch_size=50, lr=0.05), checkpoint=Watched(path))
+    assert left == [3, 6] and path.exists()
+
+
 def test_a_short_training_writes_no_checkpoint(tmp_path):
     fit(network(), load_split('digits', subset=200).train, Training(epochs=3, batch_size=50, lr=0.05), checkpoint=Checkpoint(tmp_path/'checkpoint'))
     assert list(tmp_path.iterdir()) == []
@@ -204,6 +228,21 @@ def test_study_resumes_inside_a_network_and_removes_the_checkpoint(tmp_path, who
     run(study(tmp_path/'study'))
     assert epochs == {'retrain-001': [5, 6], 'retrain-002': [1, 2, 3, 4, 5, 6]}
     assert_like(tmp_path/'study', whole[0])
+
+
+def test_checkpoint_goes_only_when_its_record_is_there(tmp_path, monkeypatch):
+    """A disk that is full at the end of a training does not take the training."""
+    task, store = Task('row', 0, {}), Store(tmp_path)
+    store.checkpoint(task).path.write_bytes(b'x')
+    def full(*args): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr('unlearning.ensemble.write_arrays', full)
+    with pytest.raises(OSError, match='cannot be written to'): run_tasks([task], make, store, jobs=1)
+    assert store.checkpoint(task).path.exists()
+    monkeypatch.undo()
+    store.save(task, *make(task))
+    store.checkpoint(task).path.write_bytes(b'x')  # as if the process had died just before it could remove it
+    run_tasks([task], refuse, store, jobs=1)
+    assert [p.suffix for p in tmp_path.iterdir()] == ['.safetensors']
 
 
 def test_lost_seed_leaves_no_checkpoint(tmp_path):
@@ -269,6 +308,38 @@ def test_random_damage_to_the_split_is_noticed_and_named(copied):
     assert noticed > 130
 
 
+def test_worker_looks_at_the_split_itself(copied):
+    """It may be damaged between its writing and a worker's reading of it."""
+    path = next(copied.glob('split-*'))
+    split_in(str(path), 'cpu')
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    (new := path.with_suffix('.new')).write_bytes(data)
+    os.replace(new, path)
+    with pytest.raises(ValueError, match=f'{path} is damaged'): split_in(str(path), 'cpu')
+
+
+def test_split_that_stays_damaged_ends_the_study(copied, monkeypatch):
+    """As one whose images lie in a file that has changed since: writing it again is no remedy."""
+    def damaged(*args): raise ValueError('split-… is damaged')
+    monkeypatch.setattr(study_module, 'verified_split', damaged)
+    with pytest.warns(UserWarning, match='set aside'), pytest.raises(ValueError, match='though it has just been written: an image file .* delete that file'): run(study(copied))
+
+
+@pytest.mark.parametrize('what', ['folder', 'link to a folder', 'settings without end'])
+def test_what_is_no_record_is_named(tmp_path, what):
+    task, store = Task('row', 0, {}), Store(tmp_path)
+    path = store.path(task)
+    if what == 'folder': path.mkdir()
+    if what == 'link to a folder': path.symlink_to(Path(__file__).parent)
+    if what == 'settings without end':
+        deep = {}
+        for _ in range(700): deep = dict(a=deep)
+        write_arrays(path, {}, dict(method='row', seed=0, settings=deep, facts={}))
+    with pytest.warns(UserWarning, match=f'{path} is not a .*set aside'), pytest.raises(ValueError, match=f'{path} was damaged'): store.load(task)
+    assert run_tasks([task], make, store, jobs=1) == {} and task in store
+
+
 def test_every_file_damaged_at_once(copied, whole):
     """Each is named and set aside, and the study comes out the same."""
     rng, names = random.Random(2), sorted(p.name for p in copied.iterdir())
@@ -293,7 +364,7 @@ def test_damaged_checkpoint_is_set_aside_and_the_training_starts_anew(tmp_path):
     assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
 
 
-@pytest.mark.parametrize('wrong', ['no facts', 'a tensor less', 'another shape of the state'])
+@pytest.mark.parametrize('wrong', ['no facts', 'a tensor less', 'another shape of the state', 'nothing left', 'more epochs than there are'])
 def test_whole_checkpoint_with_the_wrong_content_is_set_aside(tmp_path, wrong):
     """As another version might have written it; and what it had restored by then is undone."""
     images, path = load_split('digits', subset=200).train, tmp_path/'a.checkpoint'
@@ -302,6 +373,8 @@ def test_whole_checkpoint_with_the_wrong_content_is_set_aside(tmp_path, wrong):
     if wrong == 'no facts': facts = [1]
     if wrong == 'a tensor less': del arrays['rng/torch']
     if wrong == 'another shape of the state': facts = {k: v for k, v in facts.items() if k != 'left'}
+    if wrong == 'nothing left': facts['left'] = 0
+    if wrong == 'more epochs than there are': facts['history'] *= 20
     write_arrays(path, arrays, facts)
     with pytest.warns(UserWarning, match=f'{path} is .* set aside as a.checkpoint.damaged'): weights, steps, _ = trained(images, path)
     assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
@@ -476,6 +549,19 @@ def test_small_disk(tmp_path, nursery, whole):
     finally: subprocess.run(['umount', '-l', disk], check=True)
 
 
+@pytest.mark.parametrize('code', ['ENOSPC', 'EDQUOT', 'EFBIG', 'EROFS'])
+def test_a_folder_that_takes_nothing_ends_the_run(tmp_path, monkeypatch, code):
+    """At the first network, instead of training all of them for nothing."""
+    begun = []
+    def begin(task):
+        begun.append(task)
+        return make(task)
+    def refused(*args): raise OSError(getattr(errno, code), os.strerror(getattr(errno, code)))
+    monkeypatch.setattr('unlearning.ensemble.write_arrays', refused)
+    with pytest.raises(OSError, match=f'{tmp_path} cannot be written to'): run_tasks([Task('row', k, {}) for k in range(3)], begin, Store(tmp_path), jobs=1)
+    assert len(begun) == 1
+
+
 def without_privileges():
     """Root may write anywhere, whatever a folder's mode. This gives up all that sets root apart (capabilities), in this process."""
     if not os.getuid(): assert ctypes.CDLL(None).capset((ctypes.c_uint32*2)(0x20080522, 0), (ctypes.c_uint32*6)()) == 0
@@ -583,6 +669,19 @@ def test_worker_that_dies_right_after_a_checkpoint_does_not_end_the_run(tmp_path
     assert run_tasks(tasks, progressing, Store(tmp_path), jobs=2) == {} and all(t in Store(tmp_path) for t in tasks)
 
 
+def test_a_task_has_one_thread_wherever_it_runs(tmp_path):
+    """Two threads add up in another order, and would give another network."""
+    threads, seen = torch.get_num_threads(), []
+    def note(task):
+        seen.append(torch.get_num_threads())
+        return make(task)
+    torch.set_num_threads(2)
+    try:
+        run_tasks([Task('row', 0, {})], note, Store(tmp_path), jobs=1)
+        assert seen == [1] and torch.get_num_threads() == 2
+    finally: torch.set_num_threads(threads)
+
+
 def test_threads_of_one_process_take_turns(tmp_path):
     """A Dask worker that joined late may have several, and torch has one random state a process."""
     from concurrent.futures import ThreadPoolExecutor
@@ -652,6 +751,16 @@ def test_code_in_the_place_of_a_forget_file_is_not_executed(tmp_path, harmful, k
 @pytest.mark.parametrize('name', ['../up', 'a/b', '/etc/passwd', '..', '.hidden', 'a\0b', 'a\nb', ''])
 def test_name_that_leads_elsewhere_is_refused(name):
     with pytest.raises(ValueError, match='cannot name a row'): Task(name, 0, {})
+
+
+def test_claims_lead_nowhere_else_and_are_no_patterns(tmp_path):
+    store, outside = Store(tmp_path/'store'), tmp_path/'outside'
+    outside.write_text('mine')
+    for name, target in (('row-000', outside), ('zzz', tmp_path/'new')): (store.folder/f'{name}.claim').symlink_to(target)
+    (store.folder/'*.claim').touch()
+    (part := store.folder/'row-001.1.part').touch()
+    tidy(store)
+    assert outside.read_text() == 'mine' and not (tmp_path/'new').exists() and part.exists()
 
 
 @pytest.mark.parametrize('change', ['method', 'seed', 'settings', 'names'])

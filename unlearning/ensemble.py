@@ -7,7 +7,7 @@ __all__ = ['FULL', 'DEATHS', 'describe', 'hash_of', 'Task', 'environment', 'Stor
            'run_tasks', 'unwritable', 'raise_errors', 'progress_bar']
 
 # %% ../nbs/30_ensemble.ipynb #5c3e4d42
-import errno, hashlib, inspect, json, os, platform, re, socket, sys, time, traceback, uuid
+import errno, glob, hashlib, inspect, json, os, platform, re, socket, sys, time, traceback, uuid
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -95,7 +95,7 @@ class Store:
             key = hash_of(dict(method=header["method"], seed=header["seed"], settings=header["settings"], version=unlearning.__version__))
             if key != name.rpartition("-")[2]: raise ValueError(f"{path} is another task's record (of {header['method']!r}, seed {header['seed']!r})")
             return arrays, dict(header["facts"], environment=header["environment"])
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError, ValueError, RecursionError) as e:
             try: set_aside(path, e if str(path) in str(e) else f"{path} is not a record")
             except OSError as why: raise unwritable(self, why) from e
             raise ValueError(f"{path} was damaged and is set aside: run again to compute it anew") from e
@@ -130,21 +130,24 @@ def _deaths(store, name, run): return _marks(store, name, _mark(store, name, run
 def claim(store: Store, name: str, run: str = "-"):
     "Hold the claim on what has this name. Gives how many holders of the same run have died with it, or None if somebody else holds it."
     path = store.folder / f"{name}.claim"
-    with open(path, "a") as file:
+    with open(path, "a", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)) as file:  # a link could lead to any file
         if (locked := _lock(file, path)) is False:
             yield None
             return
         deaths = _deaths(store, name, run)
-        for part in store.folder.glob(f"{name}.*.part") if locked else []: part.unlink(missing_ok=True)  # first: a full disk needs the room
+        for part in store.folder.glob(f"{glob.escape(name)}.*.part") if locked else []: part.unlink(missing_ok=True)  # first: a full disk needs the room
         print(_mark(store, name, run) + socket.gethostname(), os.getpid(), file=file, flush=True)
         try: yield deaths
         finally: path.unlink(missing_ok=True)
 
 # %% ../nbs/30_ensemble.ipynb #0dbdeb76
 def tidy(store: Store):
-    "Remove the claims and half-written files of killed processes."
+    "Remove the claims, half-written files and needless checkpoints of killed processes."
     for path in store.folder.glob("*.claim"):
         with suppress(OSError), claim(store, path.stem): pass  # a folder that cannot be written to may still be read
+    for path in store.folder.glob("*.checkpoint"):  # of a process killed between a record and the end of its checkpoint
+        if path.with_suffix(".safetensors").exists():
+            with suppress(OSError): path.unlink()
 
 def running(store: Store) -> list:
     "Names, with seeds, of what is being computed in the folder now, by whomever."

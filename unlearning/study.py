@@ -89,13 +89,16 @@ def write_split(split: Split, store: Store) -> Path:
         if not path.exists(): return "missing"
         try: verified_split(path, read_split)
         except ValueError as e: return e
-    while fault():
+    written = False
+    while found := fault():
+        if written: raise ValueError(f"{found}, though it has just been written: an image file that it refers to has changed or is damaged; delete that file and load the data set again")
         try:
             with claim(store, path.stem) as deaths:
                 if deaths is None: time.sleep(0.2)  # another study on this folder is writing it
                 elif why := fault():
                     if path.exists(): set_aside(path, why)
                     save_split(split, path)
+                    written = True
         except (OSError, safetensors.SafetensorError) as e: raise unwritable(store, e) from e
     return path
 

@@ -117,7 +117,10 @@ def read_arrays(path) -> tuple:  # arrays by name, facts
         if unknown := notes.keys() - {"record", "checksum"}: raise ValueError(f"it has a field {unknown.pop()!r}")
         if notes.get("checksum") not in (None, checksum(arrays, notes["record"])): raise ValueError("its checksum belongs to other content")
         return arrays, json.loads(notes["record"])
-    except (OSError, MemoryError): raise  # these say nothing about the content
+    except FileNotFoundError: raise
+    except (OSError, MemoryError) as e:  # these say nothing about the content, unless it is no file at all
+        if Path(path).is_file(): raise type(e)(f"{path} could not be read ({e})") from e
+        raise ValueError(f"{path} is not a file") from e
     except Exception as e: raise ValueError(f"{path} is damaged ({type(e).__name__}: {e})") from e
 
 def set_aside(path, why):
@@ -153,8 +156,8 @@ class Checkpoint:
     def __init__(self, path, seconds=60.):  # of training, at least, from one checkpoint to the next
         self.path, self.seconds = Path(path), seconds
 
-    def resume(self, owner, *parts):
-        "Remember whose training this is. If its checkpoint is there, restore it, and return its history and the steps that are left; else None."
+    def resume(self, owner, left_after, *parts):
+        "Remember whose training this is; `left_after` some epochs so many steps are left. If its checkpoint is there, restore it, and return its history and those steps; else None."
         weights = {k: list(v.shape) for k, v in parts[0].state_dict().items()}
         self.owner, self.parts, self.saved = json.loads(json.dumps([owner, weights])), parts, time.monotonic()
         if not self.path.exists(): return None
@@ -165,6 +168,7 @@ class Checkpoint:
         fresh = copy.deepcopy(_state(*parts))
         try:
             _restore({k: torch.from_numpy(v) for k, v in arrays.items()}, facts, *parts)
+            if not 0 < facts["left"] == left_after(len(facts["history"])): raise ValueError(f"{len(facts['history'])} epochs cannot leave {facts['left']} steps")
             return facts["history"], facts["left"]
         except Exception as e:  # whole, but not what this version writes: begin anew, from where we were
             _restore(*fresh, *parts)
@@ -201,7 +205,7 @@ def fit(
     schedule = make_schedule(optimizer, settings, steps_per_epoch, left)
     with torch.random.fork_rng(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
         torch.manual_seed(seed)
-        if checkpoint: history, left = checkpoint.resume((asdict(settings), seed, len(images)), model, optimizer, schedule, scaler, rng) or (history, left)
+        if checkpoint: history, left = checkpoint.resume((asdict(settings), seed, len(images)), lambda epochs: steps - epochs * steps_per_epoch, model, optimizer, schedule, scaler, rng) or (history, left)
         epochs = tqdm(range(len(history) + 1, math.ceil(steps / steps_per_epoch) + 1), unit="epoch", disable=not progress)
         for epoch in epochs:
             total, right, seen, start = 0., 0, 0, clock()
