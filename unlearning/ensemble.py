@@ -142,12 +142,9 @@ def claim(store: Store, name: str, run: str = "-"):
 
 # %% ../nbs/30_ensemble.ipynb #0dbdeb76
 def tidy(store: Store):
-    "Remove the claims, half-written files and needless checkpoints of killed processes."
+    "Remove the claims and half-written files of killed processes."
     for path in store.folder.glob("*.claim"):
         with suppress(OSError), claim(store, path.stem): pass  # a folder that cannot be written to may still be read
-    for path in store.folder.glob("*.checkpoint"):  # of a process killed between a record and the end of its checkpoint
-        if path.with_suffix(".safetensors").exists():
-            with suppress(OSError): path.unlink()
 
 def running(store: Store) -> list:
     "Names, with seeds, of what is being computed in the folder now, by whomever."
@@ -219,6 +216,8 @@ def run_tasks(
     "Compute and store every task that the store does not have yet, in parallel. `OSError` if the folder cannot be written to, `RuntimeError` names the tasks that broke."
     tidy(store)
     todo, lost, broken, run = dict.fromkeys(t for t in tasks if not store.has(t)), {}, {} if errors is None else errors, uuid.uuid4().hex
+    for task in (t for t in tasks if t not in todo):  # a process may have been killed between a record and the end of its checkpoint
+        with suppress(OSError): store.checkpoint(task).path.unlink(missing_ok=True)
     if progress is not None: progress.skip([t for t in tasks if t not in todo])
     with workers(jobs, scheduler) if todo else suppress() as parallel:
         while todo:
