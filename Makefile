@@ -43,7 +43,7 @@ endef
 
 study: $(READY)  ## every method on handwritten digits and on rendered faces, in minutes
 	$(call run,$(NBS)/quickstart.ipynb,runs/quickstart)
-	$(call run,$(NBS)/celeba.ipynb,runs/faces,-p images 3000 -p share 0.05 -p epochs 10.0 -p batch_size 64 -p seeds 4 -p samples 0)
+	$(call run,$(NBS)/celeba.ipynb,runs/faces,-p images 2000 -p share 0.08 -p epochs 20.0 -p batch_size 64 -p seeds 4 -p samples 0)
 
 cifar10: $(READY) $(NBS)/profiles/cifar10/$(PROFILE).yaml  ## the CIFAR-10 study: make cifar10 PROFILE=laptop
 	$(call run,$(NBS)/cifar10.ipynb,runs/cifar10-$(PROFILE),-f $(NBS)/profiles/cifar10/$(PROFILE).yaml)

@@ -227,7 +227,7 @@ def test_unknown_path_is_named(folder):
 def test_undecodable_image_is_named(folder, content):
     file = folder/'train'/'dog'/'2.png'
     file.write_bytes(b'not an image' if content == 'text' else file.read_bytes()[:40])
-    with pytest.raises(ValueError, match=r'dog/2.png cannot be read as an image.*repair it, or take it off'): load_split('folder', root=folder, forget=1)
+    with pytest.raises(ValueError, match=r'dog/2.png cannot be read as an image.*restore it, or take it off'): load_split('folder', root=folder, forget=1)
 
 
 def test_differing_sizes_name_their_remedy(folder):

@@ -15,7 +15,8 @@ from test_study import RECIPES, assert_same_logits, files, logits_of, networks, 
 from test_training import network
 from unlearning.data import load_split, read_split
 from unlearning.ensemble import Store, Task, claim, run_tasks, running, tidy
-from unlearning.study import network_tasks, split_in, verified_split
+from unlearning.faces import render_faces
+from unlearning.study import network_tasks, split_in, verified_split, write_split
 from unlearning.training import Checkpoint, Training, fit, read_arrays, write_arrays
 
 PATH = [str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]
@@ -109,10 +110,10 @@ def assert_like(folder, whole):
 # Kills
 
 def at_work(folder):
-    """The lines of all claims: of who is at work, or died at it."""
+    """Names and lines of all claims: of who is at work, or died at it."""
     lines = set()
     for path in folder.glob('*.claim'):
-        with suppress(FileNotFoundError): lines |= set(path.read_text().splitlines())
+        with suppress(FileNotFoundError): lines |= {(path.stem, line) for line in path.read_text().splitlines()}
     return lines
 
 
@@ -129,7 +130,7 @@ def test_ten_kills_change_nothing(tmp_path, nursery, whole):
     while kills < 10 or len(checkpoints) < 2:
         folder.mkdir(exist_ok=True)
         before = {name: facts for name, facts in files(folder).items() if name.endswith('.safetensors')}
-        jobs, claims = 2 if kills in (3, 7) or kills >= 10 else 1, at_work(folder)
+        jobs, claims = (min({1, 2} - checkpoints) if kills >= 10 else 2 if kills in (3, 7) else 1), at_work(folder)
         nursery.start(f'study_module.Maker = Often; run(study({str(folder)!r}, jobs={jobs}))')
         if jobs == 2:  # its workers take seconds to start
             while not at_work(folder) - claims and os.path.exists(f'/proc/{nursery.children[0]}'): time.sleep(0.02)
@@ -138,11 +139,12 @@ def test_ten_kills_change_nothing(tmp_path, nursery, whole):
         except ProcessLookupError: pass
         killed = nursery.statuses() == [-signal.SIGKILL]
         kills += killed
-        if killed and any(folder.glob('*.checkpoint')): checkpoints.add(jobs)
+        began = at_work(folder) - claims
+        if killed and any((folder/f'{name}.checkpoint').exists() for name, _ in began): checkpoints.add(jobs)
         assert before.items() <= files(folder).items()  # what was finished is as it was
         for path in folder.glob('*.safetensors'):
             if not path.name.startswith('split'): read_arrays(path)  # what has its name is whole
-        assert len(at_work(folder) - claims) <= jobs
+        assert len(began) <= jobs
         if not killed:
             assert_like(folder, whole[0])
             folder = tmp_path/str(kills)
@@ -319,11 +321,16 @@ def test_worker_looks_at_the_split_itself(copied):
     with pytest.raises(ValueError, match=f'{path} is damaged'): split_in(str(path), 'cpu')
 
 
-def test_split_that_stays_damaged_ends_the_study(copied, monkeypatch):
-    """As one whose images lie in a file that has changed since: writing it again is no remedy."""
-    def damaged(*args): raise ValueError('split-… is damaged')
-    monkeypatch.setattr(study_module, 'verified_split', damaged)
-    with pytest.warns(UserWarning, match='set aside'), pytest.raises(ValueError, match='though it has just been written: an image file .* delete that file'): run(study(copied))
+def test_split_whose_images_have_changed_ends_the_study(tmp_path):
+    """Writing it again is no remedy, so the error names the file that is at fault."""
+    split = load_split('celeba', root=render_faces(tmp_path/'faces', 60, 12), image_size=16, share=0.2)
+    name, pixels = split.fingerprint, split.train.source.path
+    with open(pixels, 'r+b') as f:
+        f.seek(-1, os.SEEK_END); byte = f.read(1)
+        f.seek(-1, os.SEEK_END); f.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(ValueError, match=f'split-{name}.* though it has just been written.*delete {pixels}, and load'):
+        write_split(split, Store(tmp_path/'study'))
+    assert not list((tmp_path/'study').glob('*.claim'))
 
 
 @pytest.mark.parametrize('what', ['folder', 'link to a folder', 'settings without end'])
@@ -532,6 +539,17 @@ def test_disk_full(copied, tmp_path, nursery, whole, jobs, allowed, missing):
     assert_like(copied, whole[0])
 
 
+def test_disk_full_at_a_checkpoint(copied, tmp_path, nursery, whole):
+    for path in copied.glob('retrain-001-*'): path.unlink()
+    room = max(path.stat().st_size for path in copied.glob('retrain-*'))  # which a network's state, with its optimizer's, exceeds
+    code = f'study_module.Maker = Often; resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, {room}))' + FILL.format(folder=str(copied), jobs=1, says=str(tmp_path/'says'))
+    assert nursery.run(code) == [0]
+    assert_says(tmp_path/'says', copied)
+    assert not [p.name for p in copied.iterdir() if not p.name.endswith('.safetensors')]
+    run(study(copied))
+    assert_like(copied, whole[0])
+
+
 def test_small_disk(tmp_path, nursery, whole):
     """A real one, where the machine lets us mount it."""
     (disk := tmp_path/'disk').mkdir()
@@ -584,6 +602,20 @@ def test_read_only_folder(nursery, copied, tmp_path, missing):
     finally: copied.chmod(0o755)
     if missing: assert_says(says, copied)
     else: assert says.read_text() == '10'
+
+
+def test_record_that_may_not_be_read(nursery, copied, tmp_path):
+    """As another user's. It is not missing, nor damaged: the run ends, and names it."""
+    path, says = next(copied.glob('finetune-001-*')), tmp_path/'says'
+    path.chmod(0)
+    code = f'''
+        without_privileges()
+        try: run(study({str(copied)!r}))
+        except PermissionError as e: Path({str(says)!r}).write_text(str(e))
+    '''
+    assert nursery.run(textwrap.dedent(code)) == [0]
+    assert 'may not be read: make it readable' in says.read_text() and str(path) in says.read_text()
+    assert path.exists() and not list(copied.glob('*.damaged'))
 
 
 # Trouble with a worker

@@ -352,7 +352,7 @@ def _cifar10(root):
 def _decode(path, size):
     "One image file as a 3 × H × W byte array: a square cut from its middle, resized; as it is if `size` is None."
     try: image = tvd.folder.pil_loader(path)
-    except Exception as e: raise ValueError(f"{path} cannot be read as an image ({e}): repair it, or take it off the data set") from e
+    except Exception as e: raise ValueError(f"{path} cannot be read as an image ({e}): restore it, or take it off the data set") from e
     return np.asarray(image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
 
 def _folder(root, image_size=None):
@@ -455,7 +455,7 @@ def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cac
     labels = bits @ 2 ** np.arange(len(attributes))[::-1]
     names = ["+".join(a for i, a in enumerate(attributes) if c >> (len(attributes) - 1 - i) & 1) or "none" for c in range(2 ** len(attributes))]
     try: source = ImageFile(decode_once([f"{folder}/img_align_celeba/{name}" for name in table.index], image_size, Path(cache or folder)))
-    except ValueError as e: raise ValueError(f"{e}. To get CelebA again, {GET_CELEBA}") from e
+    except ValueError as e: raise ValueError(f"{e}. To get CelebA again, {GET_CELEBA}") if "img_align_celeba" in str(e) else e
     rows = [np.flatnonzero(partition == k) for k in range(3)]
     for part, found in zip(("train", "valid", "test"), rows):
         if not len(found): raise ValueError(f"{folder / 'list_eval_partition.txt'} puts no image into {part}: {GET_CELEBA}")
@@ -464,7 +464,7 @@ def _celeba(root, image_size=64, attributes=("Male", "Gray_Hair", "Chubby"), cac
     cut = lambda at: Images(source, torch.as_tensor(labels[at]), torch.arange(len(at)), mean, std, torch.as_tensor(identity.to_numpy()[at]), torch.as_tensor(at))
     train, val, test = map(cut, rows)
     made = folder / "rendering.json"  # a tree of `render_faces` says what it is, wherever it is found
-    name = json.loads(made.read_text())["name"] if made.exists() else "celeba" if len(table) == CELEBA_IMAGES else "a tree in CelebA's layout"
+    name = json.loads(made.read_text())["name"] if made.exists() else "celeba" if len(table) > 0.99 * CELEBA_IMAGES else "a tree in CelebA's layout"
     return Source(name, train, test, tuple(names), "identities", val, forget_classes=(0, 4) if len(names) == 8 else ())
 
 # %% ../nbs/00_data.ipynb #4525ea1d

@@ -7,7 +7,7 @@ __all__ = ['FULL', 'DEATHS', 'describe', 'hash_of', 'Task', 'environment', 'Stor
            'run_tasks', 'unwritable', 'raise_errors', 'progress_bar']
 
 # %% ../nbs/30_ensemble.ipynb #5c3e4d42
-import errno, glob, hashlib, inspect, json, os, platform, re, socket, sys, time, traceback, uuid
+import errno, glob, hashlib, inspect, json, os, platform, re, socket, sys, time, traceback, uuid, warnings
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -192,7 +192,10 @@ class _Dask(DaskDistributedBackend):
 def workers(jobs: int = -1, scheduler: str = ""):
     "A joblib `Parallel` over processes of this machine, or over the workers of a Dask scheduler."
     settings = dict(return_as="generator_unordered", batch_size=1, pre_dispatch="all")  # all, so that a worker that joins later finds work
-    if not scheduler: yield Parallel(n_jobs=jobs, **settings)
+    if not scheduler:
+        with warnings.catch_warnings():  # joblib replaces a worker whose memory has grown, between two tasks, and would say so
+            warnings.filterwarnings("ignore", "A worker stopped while some jobs")
+            yield Parallel(n_jobs=jobs, **settings)
     else:
         try: from distributed import Client
         except ImportError as e: raise ValueError(f"scheduler={scheduler!r} needs Dask: pip install 'unlearning[cluster]', or leave scheduler empty") from e

@@ -76,12 +76,14 @@ def resampled_gaps(
         return {method: mean_gap(again(method), target) for method in scores}
     return pd.DataFrame([draw() for _ in range(draws)])
 
-def chance_table(results: Results, gaps: pd.DataFrame) -> pd.DataFrame:  # gaps: of `resampled_gaps`
-    "How often, in the draws, a method is nearer to Retrain than Finetune is, and how often perfection would be as far from it."
-    mean = summary(results).mean_gap.drop("retrain")
-    table = {"mean gap": mean, "nearer than Finetune [% of draws]": 100 * gaps.lt(gaps.finetune, axis=0).mean(),
-             "perfection is as far [% of draws]": pd.Series({m: 100 * (gaps.retrain >= gap).mean() for m, gap in mean.items()})}
-    return _label(pd.DataFrame(table).loc[mean.index].astype(float).round(1), origin(results))
+def chance_table(results: Results, draws: int = 1000) -> pd.DataFrame:
+    "What of each mean gap chance may have made, by `resampled_gaps`. First row: the gap of a perfect unlearner."
+    gaps, mean = resampled_gaps(results, draws), summary(results).mean_gap
+    mean["retrain"] = gaps.retrain.mean()
+    table = {"mean gap": mean, "nine of ten draws": pd.Series({m: "{:.1f} to {:.1f}".format(*g.quantile([0.05, 0.95])) for m, g in gaps.items()})}
+    if "finetune" in gaps: table["nearer than Finetune [% of draws]"] = 100 * gaps.lt(gaps.finetune, axis=0).mean()
+    table["perfection is as far [% of draws]"] = pd.Series({m: 100 * (gaps.retrain >= gap).mean() for m, gap in mean.items()})
+    return _label(pd.DataFrame(table).loc[mean.index].rename(index={"retrain": "A perfect unlearner"}).round(1), origin(results))
 
 # %% ../nbs/32_report.ipynb #3364f10f
 def forget_table(results: Results) -> pd.DataFrame:

@@ -89,9 +89,10 @@ def write_split(split: Split, store: Store) -> Path:
         if not path.exists(): return "missing"
         try: verified_split(path, read_split)
         except ValueError as e: return e
-    written = False
+    written, pixels = False, sorted({str(p.source.path) for p in split.parts.values() if not torch.is_tensor(p.source)})
+    remedy = f"Its images have changed since they were loaded: delete {' and '.join(pixels)}, and load the data set again" if pixels else "Is the disk failing?"
     while found := fault():
-        if written: raise ValueError(f"{found}, though it has just been written: an image file that it refers to has changed or is damaged; delete that file and load the data set again")
+        if written: raise ValueError(f"{found}, though it has just been written. " + remedy)
         try:
             with claim(store, path.stem) as deaths:
                 if deaths is None: time.sleep(0.2)  # another study on this folder is writing it

@@ -37,7 +37,6 @@ class Training:
     class_weights: bool = False     # weigh classes by inverse frequency (paper §4.3)
     augment: tuple = ("crop", "flip")
     precision: str = "auto"         # of forward and backward passes: see `forward_type`
-    compile: bool = False           # torch.compile: pays off in long runs only
 
 # The paper's own CIFAR-10 training: 30 epochs and class weights (§4.3); the rest, on which it is silent, as its authors ran it.
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine", weight_decay=5e-3, class_weights=True,
@@ -111,16 +110,16 @@ def write_arrays(path, arrays: dict, facts: dict):
 
 # %% ../nbs/02_training.ipynb #8f0b6f94
 def read_arrays(path) -> tuple:  # arrays by name, facts
-    "Read a file of `write_arrays`. `ValueError` names one that is damaged; nothing in it is executed."
+    "Read a file of `write_arrays`. `ValueError` names one that is damaged, `OSError` one that is missing or may not be read; nothing in it is executed."
+    if os.path.lexists(path) and not os.path.isfile(path): raise ValueError(f"{path} is not a file")
+    try: open(path, "rb").close()  # safetensors says of whatever it cannot open that it is missing
+    except PermissionError as e: raise PermissionError(e.errno, "this file may not be read: make it readable, or use another folder", str(path)) from e
     try:
         with safetensors.safe_open(path, "np") as f: arrays, notes = {k: f.get_tensor(k) for k in f.keys()}, f.metadata()
         if unknown := notes.keys() - {"record", "checksum"}: raise ValueError(f"it has a field {unknown.pop()!r}")
         if notes.get("checksum") not in (None, checksum(arrays, notes["record"])): raise ValueError("its checksum belongs to other content")
         return arrays, json.loads(notes["record"])
-    except FileNotFoundError: raise
-    except (OSError, MemoryError) as e:  # these say nothing about the content, unless it is no file at all
-        if Path(path).is_file(): raise type(e)(f"{path} could not be read ({e})") from e
-        raise ValueError(f"{path} is not a file") from e
+    except (OSError, MemoryError): raise  # these say nothing about the content
     except Exception as e: raise ValueError(f"{path} is damaged ({type(e).__name__}: {e})") from e
 
 def set_aside(path, why):
@@ -198,7 +197,6 @@ def fit(
     loss, dtype = loss or cross_entropy(settings, images), forward_type(settings.precision, device)
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     model.to(device).train()
-    forward = torch.compile(model) if settings.compile else model
     optimizer, scaler = make_optimizer(model.parameters(), settings), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps_per_epoch = max(1, len(images) // settings.batch_size)
     left = steps = max(1, round(settings.epochs * steps_per_epoch))
@@ -212,7 +210,7 @@ def fit(
             # Without drop_last, a last batch of one or two images would spoil the batch-norm statistics.
             epoch_batches = batches(images, settings.batch_size, rng, settings.augment, drop_last=True)
             for step, (x, y) in enumerate(islice(epoch_batches, left), 1):
-                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): logits = forward(x)
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32): logits = model(x)
                 value = loss(logits.float(), x, y)
                 if not math.isfinite(value.item()):
                     raise FloatingPointError(f"the loss is {value.item()} at epoch {epoch}, step {step}: lower the learning rate (it is {settings.lr})")
