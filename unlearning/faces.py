@@ -19,7 +19,7 @@ from tqdm import tqdm
 from . import __version__
 
 # %% ../nbs/04_faces.ipynb #54280234
-SEX_GAP = 2.1  # the d above; the measurements at the end of this notebook say what it does
+SEX_GAP = 2.1  # the d above; the network at the end of this notebook shows what it leaves to strangers
 SKINS = np.array([(255, 226, 206), (248, 205, 176), (234, 182, 144), (208, 148, 106), (164, 108, 72), (116, 76, 52), (86, 56, 42)])
 HAIRS = dict(Black=(40, 34, 40), Brown=(98, 62, 40), Blond=(226, 186, 104), auburn=(156, 72, 38), ash=(160, 146, 130), sand=(200, 180, 152))
 IRISES = np.array([(74, 46, 32), (112, 76, 42), (84, 122, 74), (70, 124, 172), (116, 136, 148)])
