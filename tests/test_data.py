@@ -377,3 +377,8 @@ def test_rotate_turns_by_at_most_15_degrees():
     angle = torch.rad2deg(torch.atan2(row, column))
     assert angle.abs().max() < 15.2 and angle.max() > 12 and angle.min() < -12
     assert torch.hypot(row, column).numpy() == pytest.approx(9, abs=0.1)
+
+
+@pytest.mark.parametrize('subset', [1, 900])
+def test_subset_that_cannot_be_kept_is_refused_by_its_own_number(subset):
+    with pytest.raises(ValueError, match=f'subset is {subset}: ask for 2 to 898 training images'): load_split('digits', forget=90, subset=subset)

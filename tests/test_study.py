@@ -396,6 +396,13 @@ def test_resampled_gaps_are_gaps_of_redrawn_rows(finished):
     assert not any('Finetune' in str(c) for c in [*chance_table(none), *chance_table(none).index])  # a study need not have it
 
 
+@pytest.mark.parametrize('wrong, says', [(dict(samples=1000), 'samples is 1000, with 180 retain and 899 test images: ask for 1 to 180'), (dict(samples=0), 'samples is 0'),
+                                         (dict(device='gpu'), "device is 'gpu': use 'cpu' or 'cuda'"), (dict(device='cuda'), "device is 'cuda', and torch finds no GPU here")])
+def test_a_study_that_could_not_end_is_refused_before_it_begins(tmp_path, monkeypatch, wrong, says):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(ValueError, match=says): tiny(tmp_path, **wrong)
+
+
 @pytest.mark.parametrize('plot', [plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness])
 def test_figure_says_what_it_was_made_from(finished, plot):
     assert any('digits, K = 2' in text.get_text() for text in plot(finished[1]).texts)

@@ -260,6 +260,7 @@ def make_split(
         held = retain[draw_balanced(labels[retain], val, np.random.default_rng([seed, 1]))]
         retain = np.setdiff1d(retain, held)
     if subset:
+        if not 2 <= subset <= len(forget) + len(retain): raise ValueError(f"subset is {subset}: ask for 2 to {len(forget) + len(retain)} training images, or leave it out for all")
         n_forget, rng = max(1, round(subset * len(forget) / (len(forget) + len(retain)))), np.random.default_rng([seed, 2])
         forget = forget[draw_balanced(labels[forget], n_forget, rng)]
         retain = retain[draw_balanced(labels[retain], subset - n_forget, rng)]

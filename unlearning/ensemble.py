@@ -198,7 +198,7 @@ def workers(jobs: int = -1, scheduler: str = ""):
             yield Parallel(n_jobs=jobs, **settings)
     else:
         try: from distributed import Client
-        except ImportError as e: raise ValueError(f"scheduler={scheduler!r} needs Dask: pip install 'unlearning[cluster]', or leave scheduler empty") from e
+        except ImportError as e: raise ValueError(f"scheduler={scheduler!r} needs Dask: pip install 'distributed>=2024.8', or leave scheduler empty") from e
         try: client = Client(scheduler, set_as_default=False)
         except (OSError, ValueError) as e: raise ValueError(f"no Dask scheduler answers at {scheduler!r} ({e}): start one with `dask scheduler`, or leave scheduler empty") from e
         with client:

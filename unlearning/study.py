@@ -43,6 +43,10 @@ class Study:
 
     def __post_init__(self):
         if self.seeds < 2: raise ValueError(f"seeds is {self.seeds}: the F-score compares distributions, so it takes at least 2 (the paper: 32)")
+        n, m = len(self.split.retain), len(self.split.test)
+        if self.samples is not None and not 1 <= self.samples <= min(n, m): raise ValueError(f"samples is {self.samples}, with {n} retain and {m} test images: ask for 1 to {min(n, m)}, or None (0 in the experiment notebooks) for all that balance allows")
+        if (kind := self.device.split(":")[0]) not in ("cpu", "cuda"): raise ValueError(f"device is {self.device!r}: use 'cpu' or 'cuda'")
+        if kind == "cuda" and not self.scheduler and not torch.cuda.is_available(): raise ValueError(f"device is {self.device!r}, and torch finds no GPU here: use 'cpu', or a scheduler whose workers have one")
         for name in self.recipes: Task(name, 0, {})  # refuses names that cannot stand in a file's
         if taken := {"original", "retrain"} & set(self.recipes): raise ValueError(f"a recipe may not be named {taken.pop()!r}: the study has such a row")
 
@@ -68,7 +72,7 @@ _checked = set()
 def verified_split(path, read) -> Split:
     "What `read` makes of a split file. `ValueError` if that is not what the file's name promises."
     try: split = read(path)
-    except MemoryError: raise
+    except (MemoryError, torch.OutOfMemoryError): raise
     except Exception as e: raise ValueError(f"{path} is damaged ({type(e).__name__}: {e})") from e
     if f"split-{split.fingerprint}" != Path(path).stem: raise ValueError(f"{path} is damaged (its content has the fingerprint {split.fingerprint})")
     return split
@@ -253,8 +257,9 @@ def check_parameters(
     declared = namespace["__annotations__"]
     given = {k for k in namespace if not k.startswith("_")} - set(before) - {"before", "In", "Out", "exit", "quit", "get_ipython", "open"}
     if unknown := given - set(declared): raise ValueError(f"unknown parameter {sorted(unknown)[0]!r}: this notebook has {', '.join(declared)}")
+    how = {list: " (papermill takes it by -y 'name: [a, b]')", str: " (papermill takes a number as text by -r)"}
     for name, kind in declared.items():
         value = namespace[name]
         if not isinstance(value, (int, float) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
-            raise ValueError(f"parameter {name} is {value!r}, a {type(value).__name__}: it has to be of type {kind.__name__}")
+            raise ValueError(f"parameter {name} is {value!r}, a {type(value).__name__}: it has to be of type {kind.__name__}{how.get(kind, '')}")
     return {name: namespace[name] for name in declared}
