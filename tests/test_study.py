@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import safetensors
 from safetensors.numpy import load_file
 
