@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import safetensors
+import torch
 from safetensors.numpy import load_file
 
 import unlearning
