@@ -153,6 +153,15 @@ def test_ten_kills_change_nothing(tmp_path, nursery, whole):
     assert results.quality.equals(run(study(whole[0])).quality)
 
 
+def test_kill_while_a_record_is_written(tmp_path, nursery):
+    """Under its own name there is nothing yet; what there is of it is tidied away by the next run."""
+    code = f'os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL); run_tasks([Task("row", 0, {{}})], make, Store({str(tmp_path)!r}), jobs=1)'
+    assert nursery.run(code) == [-signal.SIGKILL]
+    assert not list(tmp_path.glob('*.safetensors')) and list(tmp_path.glob('*.part'))
+    run_tasks([Task('row', 0, {})], make, Store(tmp_path), jobs=1)
+    assert [p.name for p in tmp_path.iterdir()] == [Task('row', 0, {}).filename]
+
+
 # A training that is resumed in the middle
 
 def trained(images, path, stop=None, **changes):
