@@ -28,6 +28,7 @@ $(READY): settings.ini setup.py
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@echo "Installing into .venv: about 4 minutes and 6 GB the first time."
 	@$(BIN)/python -m pip install --use-pep517 -e '.[dev]'
+	@mkdir -p .venv/etc/ipython && echo "get_config().IPKernelApp.log_level = 'ERROR'" > .venv/etc/ipython/ipython_kernel_config.py
 	@touch $@
 
 # $(call run,notebook,folder,more papermill options): the notebook's stderr, its progress, goes to the terminal as it comes.
@@ -35,7 +36,7 @@ define run
 @mkdir -p $(2)
 @echo "Running $(1) into $(2)/"
 @$(BIN)/papermill $(1) $(2)/$(notdir $(1)) -k python3 $(3) -p out $(2) --no-progress-bar --log-level ERROR --stderr-file -
-@$(BIN)/jupyter nbconvert --to html --log-level ERROR $(2)/$(notdir $(1))
+@$(BIN)/jupyter nbconvert --to html --CoalesceStreamsPreprocessor.enabled=True --log-level ERROR $(2)/$(notdir $(1))
 @echo && cat $(2)/tables.txt && echo
 @echo "Executed notebook: $(2)/$(notdir $(1))"
 @echo "As a web page:     $(2)/$(notdir $(1:.ipynb=.html))"

@@ -9,7 +9,7 @@ import torchvision
 from PIL import Image
 
 from unlearning import data
-from unlearning.data import AUGMENTATIONS, Images, batches, data_root, load_split, make_split, read_split, save_split, tuning_split
+from unlearning.data import AUGMENTATIONS, Images, batches, data_root, in_memory, load_split, make_split, read_split, save_split, tuning_split
 
 BATCHES = 'cifar-10-batches-py'
 
@@ -382,3 +382,21 @@ def test_rotate_turns_by_at_most_15_degrees():
 @pytest.mark.parametrize('subset', [1, 900])
 def test_subset_that_cannot_be_kept_is_refused_by_its_own_number(subset):
     with pytest.raises(ValueError, match=f'subset is {subset}: ask for 2 to 898 training images'): load_split('digits', forget=90, subset=subset)
+
+
+PIXELS, LABELS = np.zeros((6, 1, 8, 8), np.uint8), np.arange(6) % 3
+
+
+@pytest.mark.parametrize('images, labels, says', [
+    (PIXELS.transpose(0, 2, 3, 1), LABELS, r'uint8 of shape \(6, 8, 8, 1\): expected uint8, N × C × H × W .*channels last: x.transpose\(0, 3, 1, 2\)'), (PIXELS[:, 0], LABELS, r'grey: x\[:, None\]'),
+    (PIXELS / 255, LABELS, r'float64 of .*floats: \(255 \* x\)'), (PIXELS, LABELS[:5], r'labels are int64 of shape \(5,\) for 6 images'), (PIXELS, LABELS + .5, 'labels are float64'),
+    (PIXELS, np.eye(3)[LABELS].astype(int), r'of shape \(6, 3\) for 6 images: expected one class number'), (PIXELS, LABELS - 1, 'expected one class number')])
+def test_arrays_that_are_no_images_or_labels_are_refused(images, labels, says):
+    with pytest.raises(ValueError, match=says): in_memory(images, labels)
+
+
+def test_train_and_test_belong_together():
+    train = in_memory(PIXELS, LABELS)
+    with pytest.raises(ValueError, match=r'shape \(1, 4, 4\) are not like those of shape \(1, 8, 8\)'): in_memory(PIXELS[:, :, :4, :4], LABELS, like=train)
+    with pytest.raises(ValueError, match='test has the label 7, and there are 3 classes, 0 to 2'): make_split(train, in_memory(PIXELS, LABELS + 5, like=train), [0])
+    assert len(make_split(train, in_memory(PIXELS, LABELS, like=train), [0]).retain) == 5

@@ -265,8 +265,8 @@ DAMAGE = {
     'a person in two parts': (rewrite(TEXTS[1], lambda text: text.replace(f'{P.name[-1]} {P.identity[-1]}'.encode(), f'{P.name[-1]} {P.identity[0]}'.encode())), rf'identity {P.identity[0]} is in the partitions 0 and . of .*list_eval_partition.txt: whoever is forgotten must not be tested on'),
     'no images': (lambda folder: shutil.rmtree(folder/'img_align_celeba'), 'img_align_celeba is missing' + BY_HAND),
     'an image less': (lambda folder: (folder/'img_align_celeba'/'000300.jpg').unlink(), '000300.jpg is missing.*restore it' + BY_HAND),
-    'half an image': (image(lambda jpeg: jpeg[:len(jpeg) // 2]), '000300.jpg cannot be read as an image.*repair' + BY_HAND),
-    'text for an image': (image(lambda jpeg: b'not an image'), '000300.jpg cannot be read as an image.*repair' + BY_HAND),
+    'half an image': (image(lambda jpeg: jpeg[:len(jpeg) // 2]), '000300.jpg cannot be read as an image.*restore' + BY_HAND),
+    'text for an image': (image(lambda jpeg: b'not an image'), '000300.jpg cannot be read as an image.*restore' + BY_HAND),
 }
 
 

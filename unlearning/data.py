@@ -265,6 +265,8 @@ def make_split(
         forget = forget[draw_balanced(labels[forget], n_forget, rng)]
         retain = retain[draw_balanced(labels[retain], subset - n_forget, rng)]
     classes = tuple(map(str, range(int(labels.max()) + 1) if classes is None else classes))
+    for which, part in (("train", train), ("test", test)):
+        if (highest := int(part.labels.max())) >= len(classes): raise ValueError(f"{which} has the label {highest}, and there are {len(classes)} classes, 0 to {len(classes) - 1}: pass classes=, all their names")
     kept = np.sort(np.concatenate([retain, forget, held]))
     whole = train[kept].compact()
     part = lambda idx: whole[np.searchsorted(kept, idx)]
@@ -305,8 +307,14 @@ def channel_statistics(
     return mean.float(), (counts @ levels**2 / total - mean**2).clamp(min=1e-6).sqrt().float()
 
 def in_memory(images, labels, like=None, identities=None) -> Images:
-    "`Images` from arrays; the channel statistics are those of `like` (the training set), or their own."
-    images, labels = torch.as_tensor(np.ascontiguousarray(images)), torch.as_tensor(np.asarray(labels), dtype=torch.int64)
+    "`Images` from arrays: uint8, N × C × H × W, and N class numbers. The channel statistics are those of `like` (the training set), or their own."
+    images, labels = np.ascontiguousarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or (images.shape[3] in (1, 3) and images.shape[1] not in (1, 3)):
+        raise ValueError(f"images are {images.dtype} of shape {images.shape}: expected uint8, N × C × H × W (floats: (255 * x).astype('uint8'); channels last: x.transpose(0, 3, 1, 2); grey: x[:, None])")
+    if like is not None and images.shape[1:] != like.shape: raise ValueError(f"images of shape {images.shape[1:]} are not like those of shape {like.shape}: resize them")
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer) or labels.min(initial=0) < 0:
+        raise ValueError(f"labels are {labels.dtype} of shape {labels.shape} for {len(images)} images: expected one class number (0, 1, …) for each image")
+    images, labels = torch.as_tensor(images), torch.as_tensor(labels.astype(np.int64))
     mean, std = channel_statistics(images) if like is None else (like.mean, like.std)
     return Images(images, labels, torch.arange(len(labels)), mean, std, None if identities is None else torch.as_tensor(np.asarray(identities), dtype=torch.int64))
 

@@ -55,11 +55,12 @@ def network_tasks(study: Study) -> dict:  # name of the row: its tasks
     "The networks of a study: one original, K retrained, K for each recipe."
     split, t = study.split, study.training
     common = dict(split=split.fingerprint, network=study.network, training=describe(t), device=study.device)
-    original = Task("original", 0, common, cost=t.epochs * len(split.train))
+    tested = (len(split.train) + len(split.test)) / 3  # a forward pass, without the backward one
+    original = Task("original", 0, common, cost=t.epochs * len(split.train) + tested)
     def cost(recipe):
         erase = 4 * recipe.erase.passes * len(split.forget) if recipe.erase else len(split.forget)
-        return sum(erase if phase == "erase" else recipe.repair.epochs * len(split.retain) for phase in recipe.phases)
-    tasks = {"retrain": [Task("retrain", k, common, t.epochs * len(split.retain)) for k in range(study.seeds)], "original": [original]}
+        return tested + sum(erase if phase == "erase" else recipe.repair.epochs * len(split.retain) for phase in recipe.phases)
+    tasks = {"retrain": [Task("retrain", k, common, t.epochs * len(split.retain) + tested) for k in range(study.seeds)], "original": [original]}
     for name, recipe in study.recipes.items():
         settings = dict(original=original.key, recipe=describe(recipe))
         del settings["recipe"]["source"], settings["recipe"]["name"]  # words about the settings do not change the network
@@ -196,7 +197,7 @@ def forget_qualities(study, networks, statistics):
     return pd.DataFrame(rows, columns=["method", "protocol", "F", "ceiling", "ceiling_sd", "total"])
 
 # %% ../nbs/31_study.ipynb #92a03988
-MEASURE_COST = 5000  # one attack takes about as long as training on this many images
+MEASURE_COST = 5000  # at most: an attack takes about as long as training on its shadow images of one side
 
 def run_study(
     study: Study,
@@ -206,7 +207,7 @@ def run_study(
     store = Store(study.folder)
     split_path, tasks = str(write_split(study.split, store)), network_tasks(study)
     networks = [t for row in tasks.values() for t in row]
-    measured = {t: Task(f"measure-{t.method}", t.seed, dict(of=t.key, samples=study.samples), cost=MEASURE_COST) for t in networks}
+    measured = {t: Task(f"measure-{t.method}", t.seed, dict(of=t.key, samples=study.samples), min(MEASURE_COST, study.samples or len(study.split.test))) for t in networks}
     maker = Maker(split_path, study.network, study.training, study.recipes, store, tasks["original"][0], study.device)
     measurer = Measurer(split_path, store, study.samples)
     broken = {}
