@@ -78,7 +78,7 @@ def set_aside(path, why):
 def _read_owned(path, owner) -> tuple:
     "Arrays and facts that `owner` left in a file. `ValueError` if it is damaged or another's."
     arrays, facts = read_arrays(path)
-    mine = isinstance(facts, dict) and facts.pop("owner", None) == json.loads(json.dumps(owner))
+    mine = isinstance(facts, dict) and facts.pop("owner", ...) == json.loads(json.dumps(owner))
     if not mine: raise ValueError(f"{path} is the checkpoint of another computation")
     return arrays, facts
 
