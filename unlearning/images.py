@@ -140,12 +140,10 @@ def _open_images(path) -> np.ndarray:
 # %% ../nbs/01_images.ipynb #7aa5e082
 class ImageFile:
     "Images in a .npy file, N × C × H × W bytes, read when they are asked for. `ValueError`: it is not that."
-    device = torch.device("cpu")
-
     def __init__(self, path):
         self.path = Path(path)
         self.array = _open_images(self.path)
-        self.shape, self.dtype = self.array.shape, torch.uint8
+        self.shape = self.array.shape
 
     def __len__(self): return self.shape[0]
 
