@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from torchvision.datasets import CelebA
 
-from unlearning import faces
-from unlearning.data import load_split
-from unlearning.faces import CELEBA_ATTRIBUTES, CLASS_SHARES, cast_faces, draw_face, draw_person, render_faces
+from unlearning.datasets import faces
+from unlearning.datasets.faces import CELEBA_ATTRIBUTES, CLASS_SHARES, cast_faces, draw_face, draw_person, render_faces
+from unlearning.datasets.people import celeba
+from unlearning.load import load_split
 
 SMALL = dict(images=60, identities=12, size=32, progress=False)
 
@@ -43,6 +44,14 @@ def test_our_loader_reads_them_and_says_what_they_are(tmp_path):
     split = load_split('celeba', root=folder, image_size=16)
     assert split.name == 'rendered faces' and (split.test.identities.numpy() == cast.identity[cast.partition == 2]).all()
     assert (split.test.labels.numpy() == cast.label[cast.partition == 2]).all() and set(split.forget.labels.tolist()) <= {0, 4}
+
+
+def test_only_about_json_says_what_they_are(tmp_path):
+    """Trees of before it have the renderer's marks alone; the renderer's marks are nobody else's business."""
+    root = render_faces(tmp_path, jobs=1, **SMALL)
+    assert json.loads((root/'celeba/about.json').read_text()) == dict(name='rendered faces') and celeba(root, 16).name == 'rendered faces'
+    (root/'celeba/about.json').unlink()
+    assert render_faces(root, jobs=1, **SMALL) == root and celeba(root, 16).name == "a tree in CelebA's layout"
 
 
 def test_attributes_are_celebas_own(rendered):

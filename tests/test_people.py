@@ -13,8 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import unlearning
-from unlearning import data
-from unlearning.data import ImageFile, Images, batches, data_root, decode_once, load_split, make_split, read_split, save_split, shared_split, tuning_split
+from unlearning import load as loading
+from unlearning.datasets import people as people_module, source as source_module
+from unlearning.datasets.people import write_about
+from unlearning.datasets.source import data_root, decode_once
+from unlearning.images import ImageFile
+from unlearning.load import People, Share, load_split, tuning_split, wrong_labels
 from unlearning.methods.finetune import finetune
 from unlearning.methods.random_labels import random_labels
 from unlearning.models import create_model
@@ -67,7 +71,7 @@ def root(tmp_path_factory): return build(tmp_path_factory.mktemp('data'))
 @pytest.fixture(scope='module')
 def load(root):
     """Load the tree at 16 × 16, with a tenth of the people forgotten unless told otherwise."""
-    def load(forget='identities', share=0.1, **options): return load_split('celeba', root=root, image_size=16, forget=forget, share=share, **options)
+    def load(forget=Share(0.1), **options): return load_split('celeba', root=root, image_size=16, forget=forget, **options)
     load()
     return load
 
@@ -106,37 +110,37 @@ def test_whole_people_are_forgotten(split):
 
 
 def test_share_of_people(load):
-    assert len(people(load(share=None).forget)) == 1  # 2 % of 36, rounded
-    assert len(people(load(share=0.25).forget)) == 9
+    for forget in (None, 'identities', Share()): assert len(people(load(forget).forget)) == 1  # 2 % of 36, rounded
+    assert len(people(load(Share(0.25)).forget)) == 9
 
 
 def test_people_come_from_the_classes_asked_for(load):
-    split = load(classes=(4,))
+    split = load(Share(0.1, classes=(4,)))
     assert set(split.forget.labels.tolist()) == {4} and split.forget.rows.tolist() == theirs(people(split.forget))
 
 
 @pytest.mark.parametrize('form', [list, np.array, torch.tensor])
 def test_named_people_are_forgotten_with_all_their_images(load, form):
-    split = load(share=None, identities=form([100, 100 + 7 * 15]))
+    split = load(People(form([100, 100 + 7 * 15])))
     assert split.forget.rows.tolist() == theirs({100, 205}) and set(split.forget.labels.tolist()) > {0, 4}
 
 
 def test_images_are_forgotten_whoever_is_on_them(load):
-    split = load('images')
+    split = load(Share(0.1, 'images'))
     assert len(split.forget) == round(0.1 * len(TRAIN)) and set(split.forget.labels.tolist()) == {0, 4}
     assert people(split.forget) & people(split.retain)
     assert sorted([*split.forget.rows.tolist(), *split.retain.rows.tolist()]) == TRAIN.tolist()
 
 
 def test_other_attributes_make_other_classes(load):
-    split = load(attributes=('Smiling', 'Young'), classes=(1, 2), forget='images')
+    split = load(Share(0.1, 'images', [1, 2]), attributes=('Smiling', 'Young'))
     assert split.classes == ('none', 'Young', 'Smiling', 'Smiling+Young')
     assert split.train.labels.tolist() == (2 * P.has['Smiling'] + P.has['Young'])[TRAIN].tolist() and set(split.forget.labels.tolist()) == {1, 2}
 
 
 @pytest.mark.parametrize('identities', [(), (100, 205)])
 def test_subset_is_of_whole_people(load, identities):
-    split = load(share=None if identities else 0.1, subset=200, identities=identities)
+    split = load(People(identities) if identities else Share(0.1), subset=200)
     kept = people(split.train)
     assert split.train.rows.tolist() == theirs(kept) and 200 <= len(split.train) < 219 and kept >= set(identities)
     assert people(split.forget).isdisjoint(people(split.retain)) and people(split.forget) >= set(identities)
@@ -144,8 +148,8 @@ def test_subset_is_of_whole_people(load, identities):
 
 def test_val_is_of_whole_people(load, monkeypatch):
     """For a data set without a validation part of its own."""
-    real = data.SOURCES['celeba']
-    monkeypatch.setitem(data.SOURCES, 'celeba', lambda root, **options: real(root, **options)._replace(val=None))
+    real = loading.SOURCES['celeba']
+    monkeypatch.setitem(loading.SOURCES, 'celeba', lambda root, **options: real(root, **options)._replace(val=None))
     split = load(val=100, subset=200)
     assert split.val.rows.tolist() == theirs(people(split.val)) and 100 <= len(split.val) < 119
     assert people(split.val).isdisjoint(people(split.train)) and split.train.rows.tolist() == theirs(people(split.train))
@@ -195,21 +199,12 @@ def test_class_without_a_training_image_cannot_be_weighed(load):
         fit(create_model('small', 8, 3, 16), split.train, Training(epochs=1, class_weights=True))
 
 
-# The same images in memory and in a file
+# A network learns from a file what it learns from memory; wrong labels leave the file alone
 
-def in_memory(split):
+def test_training_on_a_file_is_training_in_memory(split):
     pixels = torch.from_numpy(np.load(split.train.source.path))
-    return replace(split, **{name: replace(part, source=pixels) for name, part in split.parts.items()})
-
-
-def test_images_in_a_file_are_those_in_memory(split):
-    memory = in_memory(split)
+    memory = replace(split, **{name: replace(part, source=pixels) for name, part in split.parts.items()})
     assert isinstance(split.train.source, ImageFile) and memory.fingerprint == split.fingerprint
-    assert replace(memory, **{name: part.compact() for name, part in memory.parts.items()}).fingerprint == split.fingerprint
-    for name, part in split.parts.items():
-        for options in (dict(), dict(rng=True, augment=('crop', 'flip'))):
-            passes = [batches(images, 50, **options | {k: torch.Generator().manual_seed(1) for k in options if k == 'rng'}) for images in (part, memory.parts[name])]
-            for (x, y), (x_memory, y_memory) in zip(*passes, strict=True): assert torch.equal(x, x_memory) and torch.equal(y, y_memory)
     trained = []
     for images in (split.retain, memory.retain):
         fit(model := create_model('small', 8, 3, 16), images, Training(epochs=1, batch_size=64, lr=0.05))
@@ -217,21 +212,10 @@ def test_images_in_a_file_are_those_in_memory(split):
     assert torch.equal(*trained)
 
 
-def test_saved_split_leaves_the_pixels_where_they_are(split, tmp_path):
-    file = save_split(split, tmp_path/'split.safetensors')
-    assert file.stat().st_size < 0.2 * split.train.source.path.stat().st_size
-    for again in (read_split(file), shared_split(str(file)), split.to('cpu')):
-        assert again.fingerprint == split.fingerprint and again.train.source.path == split.train.source.path
-        assert len({id(part.source) for part in again.parts.values()}) == 1
-    assert shared_split(str(file)) is shared_split(str(file)) and split.to('cpu').train.source is split.train.source
-    assert split.forget.compact().source is split.train.source
-
-
-def test_saved_split_without_its_pixels_is_named(copy, tmp_path):
-    split = load_split('celeba', root=copy.parent, image_size=16, share=0.1, forget='identities')
-    file = save_split(split, tmp_path/'split.safetensors')
-    split.train.source.path.unlink()
-    with pytest.raises(ValueError, match='split.safetensors is not a whole file of save_split.*pixels-16.*npy.*delete it and make it again'): read_split(file)
+def test_wrong_labels_copy_no_pixel(split):
+    wrong = wrong_labels(split, 0.05)
+    assert wrong.forget.source is split.train.source and wrong.val is split.val
+    assert wrong.forget.truth.tolist() == P.label[wrong.forget.rows].tolist() and not people(wrong.train) - people(split.train)
 
 
 # What is wrong with it
@@ -272,8 +256,26 @@ DAMAGE = {
 
 def test_only_what_has_celebas_size_is_called_celeba(load, monkeypatch):
     """The paper's figures are printed beside no other photographs."""
-    monkeypatch.setattr(data, 'CELEBA_IMAGES', N)
+    monkeypatch.setattr(people_module, 'CELEBA_IMAGES', N)
     assert load().name == 'celeba'
+
+
+def test_tree_is_called_what_it_says(copy, monkeypatch):
+    monkeypatch.setattr(people_module, 'CELEBA_IMAGES', N)
+    write_about(copy, 'photographs of furniture')
+    assert load_split('celeba', root=copy.parent, image_size=16, forget=Share(0.1)).name == 'photographs of furniture'
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"name"', 'null'])
+def test_tree_that_does_not_say_what_it_is_is_refused(copy, content):
+    (copy/'about.json').write_text(content)
+    with pytest.raises(ValueError, match='about.json does not say what the tree is.*delete it'): load_split('celeba', root=copy.parent, image_size=16, forget=Share(0.1))
+
+
+@pytest.mark.parametrize('name', ['rendered.json', 'rendering.json'])
+def test_a_renderers_own_marks_mean_nothing_here(copy, name):
+    (copy/name).write_text('{"name": "rendered faces"}')
+    assert load_split('celeba', root=copy.parent, image_size=16, forget=Share(0.1)).name == "a tree in CelebA's layout"
 
 
 @pytest.mark.parametrize('size', [0, -4])
@@ -285,16 +287,16 @@ def test_image_without_pixels_is_refused(root, size):
 def test_damaged_tree_is_refused(copy, damage):
     change, says = DAMAGE[damage]
     change(copy)
-    with pytest.raises(ValueError, match=says): load_split('celeba', root=copy.parent, image_size=16, share=0.1)
+    with pytest.raises(ValueError, match=says): load_split('celeba', root=copy.parent, image_size=16, forget=Share(0.1))
     assert len(list(copy.glob('*.npy')) if copy.exists() else '1') == 1  # the one that was there: none is made of half the images
 
 
 @pytest.mark.parametrize('options, says', [(dict(attributes=('Male', 'Tall')), f"unknown attribute 'Tall': CelebA has {', '.join(ATTRIBUTES)}"),
-    (dict(share=0.01), 'share of 0.01 of 36 identities is none: ask for 0.028 or more'), (dict(share=0.9), r'32 of 36 identities.*\b\d+ have all of their images in the classes 0, 4.*smaller share'),
-    (dict(identities=[100, 3], share=None), 'identity 3 has no training image.*100 to 345'), (dict(identities=[100 + 7 * 47], share=None), 'identity 429 has no training image'),
-    (dict(identities=[100]), 'share and classes have nothing to choose'), (dict(classes=(0, 8)), 'class 8 does not exist.*0 to 7'), (dict(val=10), 'layout has a validation part of its own'), (dict(subset=9999), 'cannot draw 9999 images'),
-    (dict(forget='images', share=0.9), r'\d+ of 486 images.*\b\d+ lie in the classes 0, 4.*smaller share'), (dict(forget='images', share=1e-4), 'share of 0.0001 of 486 images is none: ask for 0.0021 or more'),
-    (dict(forget=50, share=None, val=10), 'layout has a validation part of its own'), (dict(forget=50), 'share, classes and identities belong to'), (dict(forget=50, share=None, classes=(0,)), 'belong to'), (dict(forget=[1], share=None, identities=[100]), 'belong to')])
+    (dict(forget=Share(0.01)), 'share of 0.01 of 36 identities is none: ask for 0.028 or more'), (dict(forget=Share(0.9)), r'32 of 36 identities.*\b\d+ have all of their images in the classes 0, 4.*smaller share'),
+    (dict(forget=People([100, 3])), 'identity 3 has no training image.*100 to 345'), (dict(forget=People([100 + 7 * 47])), 'identity 429 has no training image'), (dict(forget=People([])), 'forget is empty'),
+    (dict(forget=Share(classes=(0, 8))), 'class 8 does not exist.*0 to 7'), (dict(val=10), 'layout has a validation part of its own'), (dict(subset=9999), 'cannot draw 9999 images'),
+    (dict(forget=Share(0.9, 'images')), r'\d+ of 486 images.*\b\d+ lie in the classes 0, 4.*smaller share'), (dict(forget=Share(1e-4, 'images')), 'share of 0.0001 of 486 images is none: ask for 0.0021 or more'),
+    (dict(forget=50, val=10), 'layout has a validation part of its own')])
 def test_bad_requests_are_refused(load, options, says):
     with pytest.raises(ValueError, match=says): load(**options)
 
@@ -309,8 +311,8 @@ def test_nobody_knows_who_wrote_the_digits(forget):
 @pytest.fixture
 def decoded(monkeypatch):
     """The images that this process decodes."""
-    seen, real = [], data._decode
-    monkeypatch.setattr(data, '_decode', lambda path, size: seen.append(Path(path).name) or real(path, size))
+    seen, real = [], source_module.decode
+    monkeypatch.setattr(source_module, 'decode', lambda path, size: seen.append(Path(path).name) or real(path, size))
     return seen
 
 
@@ -366,9 +368,9 @@ DECODE = '''
     import sys, time
     from pathlib import Path
     sys.path[:0] = {path!r}
-    from unlearning import data
+    from unlearning.datasets import source
 
-    folder, real, seen = Path({folder!r}), data._decode, []
+    folder, real, seen = Path({folder!r}), source.decode, []
     def hang(path, size):
         if path.name == '000600.jpg':
             while not any(p.stat().st_size > 300 * 3 * size * size for p in folder.iterdir()): time.sleep(0.01)
@@ -378,8 +380,8 @@ DECODE = '''
         if not seen: print('ready', flush=True)
         seen.append(path); time.sleep(0.003)
         return real(path, size)
-    data._decode = {how}
-    data.decode_once(sorted(Path({root!r}, 'img_align_celeba').iterdir()), 32, folder)
+    source.decode = {how}
+    source.decode_once(sorted(Path({root!r}, 'img_align_celeba').iterdir()), 32, folder)
     print(len(seen))
 '''
 
@@ -445,35 +447,9 @@ def test_folder_that_cannot_be_written_is_named(root, tmp_path):
 
 def test_full_disk_leaves_no_file_that_would_be_used(root, tmp_path, monkeypatch):
     def full(descriptor): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(data.os, 'fsync', full)
+    monkeypatch.setattr(source_module.os, 'fsync', full)
     with pytest.raises(ValueError, match='cannot be kept in.*No space left.*make room'): decode_once(paths(root/'celeba'), 8, tmp_path)
     assert not list(tmp_path.glob('*.npy'))
-
-
-STREAM = '''
-    import sys
-    sys.path[:0] = {path!r}
-    import torch
-    from unlearning.data import ImageFile, Images, batches
-
-    def resident(): return next(int(line.split()[1]) * 1024 for line in open('/proc/self/status') if line.startswith('VmRSS'))
-    source, rng = ImageFile({file!r}), torch.Generator().manual_seed(0)
-    n = 10_000
-    images = Images(source, torch.zeros(n, dtype=torch.int64), torch.arange(n), torch.zeros(3), torch.ones(3), rows=torch.randperm(len(source), generator=rng)[:n])
-    next(batches(images, 100, rng))
-    before = resident()
-    print(max(resident() for _ in range(3) for _ in batches(images, 100, rng)) - before)
-'''
-
-
-@pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='resident memory is read from /proc')
-def test_training_does_not_fill_the_memory_with_its_file(tmp_path):
-    """A file of a gigabyte, of which the disk holds nothing."""
-    with open(tmp_path/'sparse.npy', 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(350_000, 3, 32, 32)))
-        f.truncate(f.tell() + 350_000 * 3 * 32 * 32)
-    grown = int(child(STREAM, file=str(tmp_path/'sparse.npy')).communicate()[0])
-    assert grown < 0.4 * (tmp_path/'sparse.npy').stat().st_size
 
 
 # Writers
@@ -503,7 +479,7 @@ def test_writers_images_are_those_of_torchvision(writers, qmnist):
 
 
 def test_other_digits_of_forgotten_writers_are_nowhere(qmnist, writers):
-    split = load_split('writers', root=qmnist, classes=(3, 8))
+    split = load_split('writers', root=qmnist, forget=Share(classes=(3, 8)))
     gone = people(split.forget)
     assert set(split.forget.labels.tolist()) == {3, 8} and len(gone) == 11 and not gone & people(split.retain, split.test)
     of_them = torch.isin(writers.train.identities, torch.tensor(list(gone)))

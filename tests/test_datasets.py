@@ -1,0 +1,238 @@
+"""Where data are looked for, real CIFAR-10 and what may be wrong with its files, and a folder of image files."""
+import pickle, shutil
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+
+from unlearning import load
+from unlearning.datasets import builtin
+from unlearning.datasets.source import data_root, project_root
+from unlearning.load import load_source, load_split
+
+BATCHES = 'cifar-10-batches-py'
+
+
+# Where data are looked for
+
+def test_relative_root_is_tried_from_here_and_from_the_project(monkeypatch, tmp_path):
+    """A notebook's kernel starts in the caller's folder under papermill, in the notebook's under a test."""
+    (tmp_path/'settings.ini').touch()
+    for folder in ('nbs/deep', 'mine', 'nbs/deep/mine'): (tmp_path/folder).mkdir(parents=True)
+    monkeypatch.delenv('UNLEARNING_DATA', raising=False)
+    for here, found in (('nbs', 'mine'), ('nbs/deep', 'nbs/deep/mine'), ('.', 'mine')):
+        monkeypatch.chdir(tmp_path/here)
+        assert project_root() == tmp_path and data_root() == tmp_path/'data' and data_root('mine') == tmp_path/found
+
+
+def test_source_is_loaded_by_name():
+    source = load_source('digits')
+    assert (source.name, len(source.train), len(source.test), source.forget) == ('digits', 898, 899, 89)
+    with pytest.raises(ValueError, match="unknown data set 'cifar100': the known ones are digits, cifar10, folder, celeba, writers"): load_source('cifar100')
+
+
+def test_environment_pointing_nowhere_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv('UNLEARNING_DATA', str(tmp_path/'gone'))
+    with pytest.raises(ValueError, match='UNLEARNING_DATA names the folder.*gone.*create it, or unset it'): load_split('digits')
+
+
+# CIFAR-10
+
+@pytest.fixture(scope='module')
+def cifar_root():
+    root = data_root()
+    if not (root/BATCHES).is_dir(): pytest.skip(f'no {BATCHES} in {root}: set UNLEARNING_DATA to a folder that holds it')
+    if not (root/'forget_idx.npy').is_file(): pytest.skip(f'no forget_idx.npy in {root}')
+    return root
+
+
+@pytest.fixture(scope='module')
+def cifar(cifar_root):
+    return load_split('cifar10', root=cifar_root)
+
+
+@pytest.fixture(scope='module')
+def small_cifar(cifar_root):
+    return load_split('cifar10', root=cifar_root, subset=5000, val=1000)
+
+
+def ids(images): return set(images.indices.tolist())
+def per_class(images): return torch.bincount(images.labels).tolist()
+
+
+def test_cifar_sizes(cifar):
+    assert [len(part) for part in (cifar.train, cifar.retain, cifar.forget, cifar.test)] == [50000, 45000, 5000, 10000]
+    assert cifar.image_shape == (3, 32, 32) and cifar.train.images.dtype == torch.uint8
+    assert cifar.classes[0] == 'airplane' and cifar.classes[9] == 'truck'
+
+
+def test_challenge_forgets_500_of_each_class(cifar):
+    assert per_class(cifar.forget) == [500] * 10
+    assert ids(cifar.retain) | ids(cifar.forget) == set(range(50000)) and not ids(cifar.retain) & ids(cifar.forget)
+
+
+def test_cifar_images_are_those_of_torchvision(cifar, cifar_root):
+    theirs = torchvision.datasets.CIFAR10(cifar_root, train=False)
+    assert (cifar.test.images.permute(0, 2, 3, 1).numpy() == theirs.data).all() and cifar.test.labels.tolist() == theirs.targets
+
+
+def test_cifar_channel_means(cifar):
+    """The published ones; test images are normalised by those of the training set."""
+    assert cifar.train.mean.tolist() == pytest.approx([0.4914, 0.4822, 0.4465], abs=1e-4)
+    assert cifar.train.std.tolist() == pytest.approx([0.2470, 0.2435, 0.2616], abs=1e-4)
+    assert torch.equal(cifar.test.mean, cifar.train.mean) and torch.equal(cifar.forget.std, cifar.train.std)
+
+
+def test_subset_keeps_class_balance_and_forget_share(small_cifar):
+    assert per_class(small_cifar.train) == [500] * 10
+    assert len(small_cifar.forget) == round(5000 * 5000 / 49000)  # val was taken from what is retained
+    assert max(per_class(small_cifar.forget)) - min(per_class(small_cifar.forget)) <= 1
+
+
+def test_val_is_cut_from_retain(small_cifar, cifar):
+    assert per_class(small_cifar.val) == [100] * 10
+    assert ids(small_cifar.val) <= ids(cifar.retain) and not ids(small_cifar.val) & ids(small_cifar.train)
+
+
+def test_cifar_is_divided_as_ever(cifar, cifar_root):
+    """Stored networks are found by this fingerprint."""
+    assert cifar.fingerprint == '01259cb537ddc131'
+    assert load_split('cifar10', root=cifar_root, forget=2000, seed=1, subset=5000).fingerprint == '66eea2201103a08b'
+
+
+def test_fingerprint_is_stable(small_cifar, cifar_root):
+    again = load_split('cifar10', root=cifar_root, subset=5000, val=1000)
+    assert again.fingerprint == small_cifar.fingerprint
+
+
+def linked(root, to):
+    """A data root of links to the files in another."""
+    (to/BATCHES).mkdir()
+    for file in (root/BATCHES).iterdir(): (to/BATCHES/file.name).symlink_to(file)
+    return to/BATCHES
+
+
+@pytest.mark.parametrize('name', ['data_batch_3', 'test_batch', 'batches.meta'])
+@pytest.mark.parametrize('damage', ['truncated', 'missing'])
+def test_damaged_cifar_file_is_named(cifar_root, tmp_path, name, damage):
+    file = linked(cifar_root, tmp_path)/name
+    whole = file.read_bytes()
+    file.unlink()
+    if damage == 'truncated': file.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=f'{name} is (corrupt|missing).*put the files of https.*UNLEARNING_DATA'):
+        load_split('cifar10', root=tmp_path)
+
+
+class Trap:
+    """Unpickled, it writes a file."""
+    def __init__(self, marker): self.marker = str(marker)
+    def __reduce__(self): return (open, (self.marker, 'w'))
+
+
+@pytest.mark.parametrize('name', ['data_batch_1', 'batches.meta'])
+def test_no_unknown_pickle_is_opened(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(builtin, 'CIFAR10_FILES', [[name, 32 * '0']])
+    (tmp_path/BATCHES).mkdir()
+    trap = tmp_path/BATCHES/name
+    trap.write_bytes(pickle.dumps(Trap(tmp_path/'marker')))
+    with pytest.raises(ValueError, match=f'{name} is corrupt'): load_split('cifar10', root=tmp_path)
+    assert not (tmp_path/'marker').exists()
+    pickle.loads(trap.read_bytes()).close()
+    assert (tmp_path/'marker').exists()  # so the trap was armed
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    def refuse(*args, **kw): raise URLError('no network')
+    monkeypatch.setattr(torchvision.datasets.cifar, 'download_and_extract_archive', refuse)
+    monkeypatch.setattr(builtin, 'download_url', refuse)
+
+
+def test_without_data_and_network_the_remedy_is_told(tmp_path, offline):
+    with pytest.raises(ValueError) as e: load_split('cifar10', root=tmp_path)
+    assert all(part in str(e.value) for part in (str(tmp_path/BATCHES), 'no network', 'https://', 'UNLEARNING_DATA'))
+
+
+@pytest.fixture
+def digits_as_cifar(monkeypatch):
+    lists = lambda root: dict(challenge=lambda: builtin.challenge_indices(root))
+    monkeypatch.setitem(load.SOURCES, 'cifar10', lambda root: builtin.digits()._replace(forget='challenge', lists=lists(root)))
+
+
+def test_without_forget_file_and_network_the_remedy_is_told(tmp_path, offline, digits_as_cifar):
+    with pytest.raises(ValueError) as e: load_split('cifar10', root=tmp_path)
+    assert all(part in str(e.value) for part in (str(tmp_path/'forget_idx.npy'), 'no network', 'https://', 'forget=5000'))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_forget_file_is_refused(tmp_path, digits_as_cifar):
+    np.save(tmp_path/'forget_idx.npy', np.arange(50))
+    with pytest.raises(ValueError, match='forget_idx.npy is not the challenge.*sha256.*delete it'): load_split('cifar10', root=tmp_path)
+
+
+def test_another_download_is_refused(tmp_path, monkeypatch, digits_as_cifar):
+    monkeypatch.setattr(builtin, 'download_url', lambda url, root, filename: np.save(open(f'{root}/{filename}', 'wb'), np.arange(50)))
+    with pytest.raises(ValueError, match='not the challenge'): load_split('cifar10', root=tmp_path)
+
+
+# A folder of image files
+
+@pytest.fixture
+def folder(tmp_path):
+    """8 × 8 images, each of one grey: train/cat/0.png … train/dog/3.png, test likewise; dog/3 is a JPEG."""
+    for part in ('train', 'test'):
+        for c, name in enumerate(('cat', 'dog')):
+            (tmp_path/part/name).mkdir(parents=True)
+            for i in range(4):
+                ending = 'jpg' if (name, i) == ('dog', 3) else 'png'
+                Image.new('RGB', (8, 8), (40 * i + 10 * c,) * 3).save(tmp_path/part/name/f'{i}.{ending}')
+    return tmp_path
+
+
+@pytest.mark.parametrize('prefix', ['', 'train/'])
+def test_folder_forgets_the_listed_paths(folder, prefix):
+    (folder/'forget.txt').write_text(f'{prefix}cat/1.png\n{prefix}dog/3.jpg\n')
+    split = load_split('folder', root=folder, forget=folder/'forget.txt')
+    assert split.classes == ('cat', 'dog') and split.image_shape == (3, 8, 8) and len(split.retain) == 6 and len(split.test) == 8
+    assert split.forget.labels.tolist() == [0, 1] and split.forget.images.float().mean((1, 2, 3)).tolist() == pytest.approx([40, 130], abs=1)
+
+
+def test_unknown_path_is_named(folder):
+    (folder/'forget.txt').write_text('cat/1.png\ncat/9.png\n')
+    with pytest.raises(ValueError, match="'cat/9.png', which is not an image under train/.*'cat/0.png'"):
+        load_split('folder', root=folder, forget=folder/'forget.txt')
+
+
+@pytest.mark.parametrize('content', ['text', 'half'])
+def test_undecodable_image_is_named(folder, content):
+    file = folder/'train'/'dog'/'2.png'
+    file.write_bytes(b'not an image' if content == 'text' else file.read_bytes()[:40])
+    with pytest.raises(ValueError, match=r'dog/2.png cannot be read as an image.*restore it, or take it off'): load_split('folder', root=folder, forget=1)
+
+
+def test_differing_sizes_name_their_remedy(folder):
+    Image.new('RGB', (12, 8)).save(folder/'train'/'cat'/'0.png')
+    with pytest.raises(ValueError, match=r'2 different sizes.*image_size='): load_split('folder', root=folder, forget=1)
+    assert load_split('folder', root=folder, forget=1, image_size=6).image_shape == (3, 6, 6)
+
+
+def test_folder_needs_a_forget_set(folder):
+    with pytest.raises(ValueError, match='a folder needs forget='): load_split('folder', root=folder)
+
+
+def test_class_in_one_part_only_is_named(folder):
+    shutil.move(folder/'test'/'dog', folder/'test'/'wolf')
+    with pytest.raises(ValueError, match=r"differ in their classes: \['dog', 'wolf'\]"): load_split('folder', root=folder, forget=1)
+
+
+def test_class_without_images_is_refused(folder):
+    (folder/'train'/'emu').mkdir(); (folder/'test'/'emu').mkdir()
+    with pytest.raises(ValueError, match='emu'): load_split('folder', root=folder, forget=1)
+
+
+def test_missing_part_is_named(folder):
+    shutil.rmtree(folder/'test')
+    with pytest.raises(ValueError, match=r'test is missing.*train/<class>'): load_split('folder', root=folder, forget=1)

@@ -1,0 +1,179 @@
+"""Every way to say what to forget, splits to tune on, and wrong labels."""
+import numpy as np
+import pytest
+import torch
+
+from unlearning import load
+from unlearning.datasets.builtin import digits
+from unlearning.datasets.source import data_root
+from unlearning.images import Images, make_split
+from unlearning.load import People, Share, load_split, tuning_split, wrong_labels
+
+
+class Trap:
+    """Unpickled, it writes a file."""
+    def __init__(self, marker): self.marker = str(marker)
+    def __reduce__(self): return (open, (self.marker, 'w'))
+
+
+# What to forget
+
+def test_count_is_drawn_by_seed():
+    first, again, other = (load_split('digits', forget=50, seed=s).forget.indices.tolist() for s in (0, 0, 1))
+    assert len(set(first)) == 50 and first == again != other
+
+
+@pytest.mark.parametrize('form', ['list', 'array', 'npy', 'txt', 'path'])
+def test_positions_in_every_form(tmp_path, form):
+    wanted = [3, 8, 500, 897]
+    np.save(tmp_path/'forget.npy', np.array(wanted[::-1], dtype=np.int32))
+    (tmp_path/'forget.txt').write_text('\n'.join(map(str, wanted)) + '\n\n')
+    forms = dict(list=wanted, array=np.array(wanted), npy=str(tmp_path/'forget.npy'), txt=str(tmp_path/'forget.txt'), path=tmp_path/'forget.txt')
+    split = load_split('digits', forget=forms[form])
+    assert split.forget.indices.tolist() == wanted and len(split.retain) == 894
+
+
+@pytest.mark.parametrize('forget, says', [([-1], 'index -1 is outside.*0 to 897'), ([898], 'index 898 is outside'), ([4, 4], 'index 4 is listed 2 times'),
+                                          ([], 'empty'), (range(898), 'all 898'), ([1.0], 'float64.*whole-number'), (np.ones(898, bool), 'boolean mask'),
+                                          (0, 'forget=0'), (-5, 'forget=-5'), (898, 'forget=898'), ('challenge', 'belongs to cifar10')])
+def test_bad_positions_are_refused(forget, says):
+    with pytest.raises(ValueError, match=says): load_split('digits', forget=forget)
+
+
+def test_bad_forget_files_are_refused(tmp_path):
+    def refused(name, says):
+        with pytest.raises(ValueError, match=says): load_split('digits', forget=tmp_path/name)
+    refused('nowhere.npy', 'nowhere.npy does not exist')
+    (tmp_path/'forget.csv').write_text('1\n')
+    refused('forget.csv', "'.csv': use .npy or .txt")
+    (tmp_path/'forget.txt').write_text('1\n2.5\n')
+    refused('forget.txt', "'2.5', which is not a whole number")
+    (tmp_path/'empty.npy').write_bytes(b'')
+    refused('empty.npy', 'empty.npy is not a .npy array')
+
+
+def test_npy_of_pickled_objects_is_not_opened(tmp_path):
+    np.save(tmp_path/'forget.npy', np.array([Trap(tmp_path/'marker')], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match='forget.npy is not a .npy array of integers'): load_split('digits', forget=tmp_path/'forget.npy')
+    assert not (tmp_path/'marker').exists()
+
+
+# A split to tune on; each of these hand-made images holds its own number
+
+def numbered(start, n, classes=3):
+    number = torch.arange(start, start + n)
+    pixels = torch.stack([number // 256, number % 256], 1).to(torch.uint8)[:, :, None, None].expand(n, 2, 4, 4).contiguous()
+    return Images(pixels, number % classes, torch.arange(n), torch.zeros(2), torch.ones(2), identities=number * 7)
+
+
+def numbers(images): return set((images.images[:, 0, 0, 0].long() * 256 + images.images[:, 1, 0, 0]).tolist())
+
+
+def test_tuning_sees_neither_reported_forget_nor_test_images():
+    split = make_split(numbered(0, 600), numbered(600, 300), range(0, 600, 10))
+    tuning = tuning_split(split, val=90)
+    seen = numbers(tuning.train) | numbers(tuning.test)
+    assert not numbers(tuning.forget) & numbers(split.forget) and len(tuning.forget) == len(split.forget)
+    assert not seen & numbers(split.test)
+    assert not numbers(tuning.test) & (numbers(tuning.train) | numbers(split.forget)) and len(tuning.test) == 90
+
+
+# The same draws as ever: stored networks are found by these fingerprints
+
+@pytest.mark.parametrize('request_, fingerprint', [
+    (dict(), '59c935210baa787d'), (dict(forget=90, seed=2), '4a35b8b04520d97c'), (dict(forget=[3, 8, 500]), 'acdd261122c86b33'),
+    (dict(forget=90, val=50), 'db15d058e8c37f7f'), (dict(forget=90, subset=300, val=100, seed=1), '21fd2c1124f8d47e')])
+def test_digits_are_divided_as_ever(request_, fingerprint):
+    assert load_split('digits', **request_).fingerprint == fingerprint
+
+
+def test_tuning_is_drawn_as_ever():
+    assert [tuning_split(load_split('digits'), 100, seed).fingerprint for seed in (0, 3)] == ['18b4f921ada47ef2', '85b350eaab580c30']
+
+
+@pytest.mark.parametrize('request_, fingerprint', [
+    (dict(), 'dc3989e41ed951b6'), (dict(forget=Share(0.1)), '64589e00d1bd1d47'), (dict(val=3000, subset=6000), 'f01160d697460f90'),
+    (dict(forget=Share(0.05, 'images'), val=1000, subset=9000), '28302948f197b723'), (dict(forget=People([5]), val=500, subset=2000), 'c5b896dae37f4f5f')])
+def test_writers_are_divided_as_ever(request_, fingerprint):
+    if not (data_root()/'QMNIST').is_dir(): pytest.skip(f'no QMNIST in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
+    assert load_split('writers', **request_).fingerprint == fingerprint
+
+
+# Adding a form, and forms that do not fit
+
+def test_a_new_form_is_a_function(monkeypatch):
+    def by_class(forget, source, seed):
+        if isinstance(forget, str) and forget.startswith('class '): return np.flatnonzero(source.train.labels == int(forget[6:]))
+    monkeypatch.setattr(load, 'FORMS', (by_class, *load.FORMS))
+    assert load_split('digits', forget='class 3').forget.labels.unique().tolist() == [3]
+    assert len(load_split('digits', forget=50).forget) == 50  # the others go on working
+
+
+def test_a_list_that_comes_with_the_data_set_goes_by_its_name(monkeypatch):
+    monkeypatch.setitem(load.SOURCES, 'digits', lambda root: digits()._replace(lists=dict(smudged=lambda: [5, 2])))
+    assert load_split('digits', forget='smudged').forget.indices.tolist() == [2, 5]
+    with pytest.raises(ValueError, match='the forget file blurred does not exist'): load_split('digits', forget='blurred')
+
+
+@pytest.mark.parametrize('request_, says', [(Share(0.1), "of='identities'.*whose image is whose, and digits does not"), (People([3]), r'who=\[3\].*whose image is whose, and digits does not')])
+def test_data_without_people_have_nobody_to_forget(request_, says):
+    with pytest.raises(ValueError, match=says): load_split('digits', forget=request_)
+
+
+def test_a_share_is_of_people_or_images():
+    with pytest.raises(ValueError, match="a share of 'faces': use 'identities' or 'images'"): Share(0.1, 'faces')
+
+
+# Wrong labels
+
+@pytest.fixture(scope='module')
+def clean(): return make_split(numbered(0, 6000, 5), numbered(6000, 300, 5), [1], classes='abcde', val=500)
+
+
+@pytest.fixture(scope='module')
+def wrong(clean): return wrong_labels(clean, 0.2)
+
+
+def test_forget_is_exactly_what_has_a_wrong_label(wrong, clean):
+    assert len(wrong.forget) == round(0.2 * len(clean.train)) and numbers(wrong.train) == numbers(clean.train)
+    assert (wrong.forget.labels != wrong.forget.truth).all() and torch.equal(wrong.retain.labels, wrong.retain.truth)
+    assert numbers(wrong.forget).isdisjoint(numbers(wrong.retain)) and numbers(wrong.forget) | numbers(wrong.retain) == numbers(wrong.train)
+    for part in (wrong.train, wrong.retain, wrong.forget):  # each image's truth is still its own
+        assert (part.truth == (part.images[:, 0, 0, 0].long() * 256 + part.images[:, 1, 0, 0]) % 5).all()
+
+
+def test_nothing_else_changes(wrong, clean):
+    assert torch.equal(wrong.train.images, clean.train.images) and torch.equal(wrong.train.identities, clean.train.identities)
+    assert torch.equal(wrong.train.indices, clean.train.indices) and torch.equal(wrong.train.truth, clean.train.labels)
+    for part in (wrong.train, wrong.retain, wrong.forget): assert torch.equal(part.mean, clean.train.mean) and torch.equal(part.std, clean.train.std)
+    assert wrong.test is clean.test and wrong.val is clean.val and wrong.classes == clean.classes
+
+
+def test_all_other_classes_are_equally_likely(wrong):
+    pairs = np.zeros((5, 5), int)
+    np.add.at(pairs, (wrong.forget.truth, wrong.forget.labels), 1)
+    others = pairs[~np.eye(5, dtype=bool)]  # 20 of them, of 1,100 images
+    assert pairs.trace() == 0 and others.min() > 30 and others.max() < 85
+
+
+def test_wrong_labels_are_drawn_by_seed(wrong, clean):
+    assert wrong_labels(clean, 0.2).fingerprint == wrong.fingerprint
+    other = wrong_labels(clean, 0.2, seed=1)
+    assert numbers(other.forget) != numbers(wrong.forget)
+    both = np.isin(wrong.forget.indices, other.forget.indices)
+    assert not torch.equal(wrong.forget.labels[both], other.forget.labels[np.isin(other.forget.indices, wrong.forget.indices)])
+
+
+def test_labels_are_made_wrong_from_the_truth(wrong):
+    again = wrong_labels(wrong, 0.1, seed=3)  # whatever the first draw did is undone
+    assert torch.equal(again.train.truth, wrong.train.truth)
+    assert set(again.forget.indices.tolist()) == set(again.train.indices[again.train.labels != again.train.truth].tolist())
+
+
+@pytest.mark.parametrize('share, says', [(0, 'names 0 of 898'), (0.0005, 'names 0 of 898'), (1, 'names 898 of 898'), (1.5, 'names 1347 of 898.*ask for one that names 1 to 897'), (-0.1, 'names -90 of 898')])
+def test_share_of_nothing_or_everything_is_refused(share, says):
+    with pytest.raises(ValueError, match=says): wrong_labels(load_split('digits'), share)
+
+
+def test_one_class_has_no_wrong_label():
+    with pytest.raises(ValueError, match='one class, so no label can be wrong'): wrong_labels(make_split(numbered(0, 60, 1), numbered(60, 30, 1), [1]))
