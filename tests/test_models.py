@@ -1,142 +1,230 @@
-"""Every network by name: shapes, the order of its activations, and masks that survive saving, copying and interruption."""
+"""Networks by name; other people's networks unwrapped, copied, and asked for logits, or refused in words."""
 import copy
+import functools
+import threading
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
+import torchvision
+from nets import Functional, build, images
 from torch import nn
 
-from unlearning import models
-from unlearning.models import NETWORKS, activations, create_model, load_weights, mask_activations, save_weights, watch_activations
+from unlearning.models import NETWORKS, copy_network, create_model, depends_on_its_weights, find_logits, outputs, unwrap
 
-SIZE = 32
-each_network = pytest.mark.parametrize('name', NETWORKS)
+X = images(2)
 
 
-def images(n=3, channels=3, seed=0): return torch.randn(n, channels, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+def small(): return create_model('small', 10).eval()
 
 
-def fresh(name, seed=0):
-    model = create_model(name, 5, 3, SIZE, seed).eval()
-    head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    nn.init.normal_(head.weight, generator=torch.Generator().manual_seed(seed))  # torchvision's vit starts with zeros: the same logits always
-    return model
+# Networks by name
 
-
-def random_masks(model, keep=0.7):
-    rng = torch.Generator().manual_seed(1)
-    return {key: torch.rand(out.shape[1:], generator=rng) < keep for key, out in watch_activations(model, images(1)).items()}
-
-
-@pytest.fixture(scope='module')
-def pruned():
-    """Each network by name, with masks on every call of every activation."""
-    made = {}
-    def get(name):
-        if name not in made: made[name] = mask_activations(model := fresh(name), random_masks(model))
-        return copy.deepcopy(made[name])
-    return get
-
-
-def ask(model, x=None):
-    with torch.no_grad(): return model(images() if x is None else x)
-
-
-@each_network
+@pytest.mark.parametrize('name', NETWORKS)
 @pytest.mark.parametrize('channels', [1, 3])
 def test_logits_for_grey_and_colour(name, channels):
-    model = create_model(name, 7, channels, SIZE).eval()
-    out = ask(model, images(2, channels))
+    model = create_model(name, 7, channels, 32).eval()
+    out = outputs(model, images(2, channels, 32))
     assert out.shape == (2, 7) and out.dtype == torch.float32 and out.isfinite().all()
 
 
-@each_network
-def test_activations_come_in_depth_order(name):
-    """The order in which a forward pass first calls them, none left out."""
-    model, called = fresh(name), []
-    for path, module in model.named_modules():
-        if isinstance(module, (nn.ReLU, nn.GELU)): module.register_forward_hook(lambda m, i, o, path=path: called.append(path))
-    ask(model)
-    assert activations(model) == list(dict.fromkeys(called)) and len(activations(model)) >= 6
+@pytest.mark.parametrize('size, positions', [(8, 4), (28, 49), (30, 36), (32, 64), (64, 256), (96, 256), (224, 256), (384, 256)])
+def test_vit_cuts_images_into_at_most_256_patches(size, positions):
+    """N14: 224 pixels in patches of 4 would be 3,136."""
+    model = create_model('vit', 10, 3, size)
+    assert model.encoder.pos_embedding.shape[1] == 1 + positions
 
 
-@each_network
-def test_every_call_is_watched(name):
-    calls = {'small': 7, 'resnet18': 1 + 8 * 2, 'resnet50': 1 + 16 * 3, 'vit': 6}
-    assert len(watch_activations(fresh(name), images(1))) == calls[name]
+def test_vit_at_224_answers(): assert outputs(create_model('vit', 10, 3, 224).eval(), images(1, size=224)).shape == (1, 10)
 
 
-@each_network
-def test_masked_positions_are_silent_and_others_speak(name, pruned):
-    model = pruned(name)
-    masks = random_masks(fresh(name))
-    seen = watch_activations(model, images())
-    assert set(seen) == set(masks) and not torch.equal(ask(model), ask(fresh(name)))
-    assert all((out[:, ~masks[key]] == 0).all() and out[:, masks[key]].any() for key, out in seen.items())
+@pytest.mark.parametrize('size', [3, 7, 31, 37, 223])
+def test_vit_refuses_what_it_cannot_cut(size):
+    with pytest.raises(ValueError, match=f'an image of {size} pixels cannot be cut so: resize'): create_model('vit', 10, 3, size)
 
 
-@each_network
-def test_masks_survive_saving(name, pruned, tmp_path):
-    model = pruned(name)
-    loaded = load_weights(fresh(name, seed=9), save_weights(model, tmp_path/'model.safetensors'))
-    assert torch.equal(ask(loaded), ask(model))
-    assert [file.name for file in tmp_path.iterdir()] == ['model.safetensors']
+def test_unknown_network_is_named():
+    with pytest.raises(ValueError, match='small, resnet18, resnet50, vit'): create_model('alexnet', 10)
 
 
-@each_network
-def test_masks_survive_copying(name, pruned):
-    model = pruned(name)
-    want = ask(model)
-    copied = copy.deepcopy(model)
-    for _ in range(2): assert torch.equal(ask(copied), want)  # each forward pass counts its calls anew
-    mask_activations(copied, {key: torch.zeros_like(mask) for key, mask in random_masks(fresh(name)).items()})
-    assert torch.equal(ask(model), want)                      # the copy's masks are its own
+def test_initialization_leaves_the_random_numbers_alone():
+    torch.manual_seed(5)
+    want = torch.rand(3)
+    torch.manual_seed(5)
+    create_model('small', 10, seed=3)
+    assert torch.equal(torch.rand(3), want)
 
 
-@each_network
-def test_interrupted_forward_does_not_misalign_masks(name, pruned):
-    model = pruned(name)
-    want = ask(model)
-    def interrupt(module, args): raise KeyboardInterrupt
-    last = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    handle = last.register_forward_pre_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt): ask(model)
-    handle.remove()
-    assert torch.equal(ask(model), want)
+# N3, N4: wrappers
+
+@pytest.mark.parametrize('wrap', [lambda n: n, lambda n: torch.compile(n, backend='eager'), nn.DataParallel, lambda n: nn.DataParallel(nn.DataParallel(n)),
+                                  lambda n: torch.compile(nn.DataParallel(n), backend='eager'), lambda n: nn.DataParallel(torch.compile(n, backend='eager'))])
+def test_wrappers_come_off(wrap):
+    net = small()
+    assert unwrap(wrap(net)) is net
+    copied = copy_network(wrap(net))
+    assert type(copied) is type(net) and torch.equal(copied(X), net(X)) and copied[0].weight is not net[0].weight
 
 
-@each_network
-def test_second_pruning_keeps_the_first(name, pruned):
-    model, first = pruned(name), random_masks(fresh(name))
-    second = {key: torch.roll(mask.flatten(), 1).view_as(mask) for key, mask in first.items()}
-    mask_activations(model, second)
-    for key, out in watch_activations(model, images()).items(): assert (out[:, ~(first[key] & second[key])] == 0).all()
+def test_a_network_of_ones_own_with_a_part_called_module_is_no_wrapper():
+    class Own(nn.Module):
+        def __init__(self): super().__init__(); self.module = nn.Linear(4, 2)
+    assert type(unwrap(Own())) is Own
 
 
-@each_network
-def test_plain_network_refuses_a_pruned_state(name, pruned):
-    with pytest.raises(RuntimeError, match='mask0'): fresh(name).load_state_dict(pruned(name).state_dict())
+# Copies
+
+class Caches(Functional):
+    def forward(self, x):
+        self.kept = [self.features(x)]
+        self.last = {'logits': self.fc(self.kept[0])}
+        return self.last['logits']
 
 
-def test_interrupted_saving_leaves_the_old_file(tmp_path, monkeypatch):
-    path = save_weights(fresh('small'), tmp_path/'model.safetensors')
-    before = path.read_bytes()
-    def break_off(state, part): part.write_bytes(b'half'); raise OSError('disk full')
-    monkeypatch.setattr(models, 'save_file', break_off)
-    for target in (path, tmp_path/'new.safetensors'):
-        with pytest.raises(OSError, match='disk full'): save_weights(fresh('small', seed=1), target)
-    assert path.read_bytes() == before and not (tmp_path/'new.safetensors').exists()
+def weight_normed():
+    net = small()
+    net[0] = torch.nn.utils.weight_norm(net[0])
+    return net
 
 
-@pytest.mark.parametrize('content', ['truncated', 'pickle'])
-def test_damaged_weights_are_named(tmp_path, content):
-    path = save_weights(fresh('small'), tmp_path/'model.safetensors')
-    if content == 'truncated': path.write_bytes(path.read_bytes()[:-4])
-    else: torch.save(fresh('small').state_dict(), path)
-    with pytest.raises(ValueError, match='model.safetensors is not a whole safetensors file.*delete it'): load_weights(fresh('small'), path)
+def weight_normed_anew():
+    net = small()
+    net[0] = torch.nn.utils.parametrizations.weight_norm(net[0])
+    return net
 
 
-@pytest.mark.parametrize('masked', [False, True],
-                         ids=['plain', 'pruned'])
-def test_weights_of_another_network_are_refused(tmp_path, pruned, masked):
-    path = save_weights(pruned('resnet18') if masked else fresh('resnet18'), tmp_path/'model.safetensors')
-    with pytest.raises(ValueError, match='model.safetensors does not fit this network'): load_weights(fresh('small'), path)
+class Partial(Functional):
+    def __init__(self): super().__init__(); self.run = functools.partial(self.features); self.bound = self.features
+    def forward(self, x): return self.fc(self.run(x) + self.bound(x))
+
+
+@pytest.mark.parametrize('make', [Caches, weight_normed, weight_normed_anew, Partial, Functional], ids=lambda m: m.__name__)
+def test_copies_answer_alike_and_are_independent(make):
+    net = build(make)
+    want = net(X)
+    copied = copy_network(net)
+    assert torch.equal(copied(X), want) and depends_on_its_weights(copied, X)
+    with torch.no_grad():
+        for p in copied.parameters(): p.add_(1)
+    assert torch.equal(net(X), want) and not torch.allclose(copied(X), want)
+
+
+class Closure(nn.Module):
+    def __init__(self): super().__init__(); self.net = small(); self.run = lambda x: self.net(x)
+    def forward(self, x): return self.run(x)
+
+
+class Listed(Closure):
+    """The function is in a list, and remembers by a default."""
+    def __init__(self): super().__init__(); self.run, self.runs = None, [lambda x, net=self.net: net(x)]
+    def forward(self, x): return self.runs[0](x)
+
+
+class Hooked(Functional):
+    """The hook of the copy would write to the original."""
+    def __init__(self):
+        super().__init__()
+        self.conv2.register_forward_hook(lambda module, args, out: setattr(self, 'kept', out))
+    def forward(self, x): super().forward(x); return self.fc(self.kept.mean((2, 3)))
+
+
+@pytest.mark.parametrize('make', [Closure, Listed, Hooked])
+def test_copies_that_would_ask_the_original_are_refused(make):
+    with pytest.raises(ValueError, match=f'{make.__name__} cannot be copied: the function in its attribute .* remembers the network itself.*make it a method'):
+        copy_network(build(make))
+
+
+@pytest.mark.parametrize('thing', [threading.Lock(), (i for i in range(3)), open(__file__)], ids=['lock', 'generator', 'file'])
+def test_what_cannot_be_copied_is_named(thing):
+    net = Functional()
+    net.conv1.held = [thing]
+    with pytest.raises(ValueError, match="Functional cannot be copied .attribute 'conv1.held', a list: .*keep it outside of the network"): copy_network(net)
+
+
+GLOBAL = small()
+
+
+class AsksGlobal(nn.Module):
+    def __init__(self): super().__init__(); self.fc = nn.Linear(10, 10)
+    def forward(self, x): return self.fc(GLOBAL(x))
+
+
+def frozen():
+    net = small()
+    for p in net.parameters(): p.requires_grad_(False)
+    return net
+
+
+class Deaf(Functional):
+    def forward(self, x): return super().forward(x).detach()
+
+
+@pytest.mark.parametrize('make, depends', [(small, True), (frozen, True), (AsksGlobal, False), (Deaf, False), (Functional, True), (lambda: copy.deepcopy(Closure()), False)],
+                         ids=['small', 'frozen', 'global', 'deaf', 'functional', 'closure'])
+def test_whose_weights_an_answer_depends_on(make, depends):
+    net = build(make)
+    frozen = [p.requires_grad for p in net.parameters()]
+    assert depends_on_its_weights(net, X) == depends and [p.requires_grad for p in net.parameters()] == frozen
+
+
+# N8: logits, whatever comes back
+
+@dataclass
+class Answer:
+    features: torch.Tensor
+    logits: torch.Tensor
+    loss: object = None
+
+
+class Returns(nn.Module):
+    def __init__(self, pack): super().__init__(); self.net, self.pack = small(), pack
+    def forward(self, x): return self.pack(self.net(x), x.mean((2, 3)))
+
+
+PACKS = {'tensor': lambda a, b: a, 'tuple': lambda a, b: (a, b), 'list': lambda a, b: [a, b], 'namedtuple': lambda a, b: namedtuple('N', 'main aux')(a, b),
+         'namedtuple with logits': lambda a, b: namedtuple('N', 'aux logits')(b, a), 'none first': lambda a, b: (None, a, b), 'dict': lambda a, b: {'x': b, 'logits': a},
+         'only tensor of a dict': lambda a, b: {'out': a, 'epoch': 3}, 'ordered dict': lambda a, b: OrderedDict(logits=a, x=b), 'dataclass': lambda a, b: Answer(b, a)}
+
+
+@pytest.mark.parametrize('pack', PACKS)
+def test_logits_are_found(pack): assert torch.equal(outputs(Returns(PACKS[pack]), X), small()(X))
+
+
+@pytest.mark.parametrize('pack, why', [(lambda a, b: {'x': a, 'y': b}, 'a dict with keys x, y'), (lambda a, b: None, 'a NoneType'), (lambda a, b: 'cat', 'a str'),
+                                       (lambda a, b: (), 'a tuple'), (lambda a, b: a.tolist(), 'a list')])
+def test_missing_logits_are_named(pack, why):
+    with pytest.raises(TypeError, match=f'no logits in what the network returned, {why}'): outputs(Returns(pack), X)
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_googlenet_in_both_modes(training):
+    net = build(lambda: torchvision.models.googlenet(num_classes=10, init_weights=False)).train(training)
+    assert outputs(net, images(2, size=64)).shape == (2, 10)
+
+
+# N9, N10: shape and type
+
+@pytest.mark.parametrize('shape, why', [((10, 1, 1), '2 × 10 × 1 × 1 for 2 images instead of 2 × classes: flatten it'), ((10, 1), '2 × 10 × 1 .*flatten'),
+                                        ((5, 2), r'2 × 5 × 2 for 2 images instead of 2 × classes: the library classifies images')])
+def test_other_shapes_are_refused(shape, why):
+    with pytest.raises(ValueError, match=why): outputs(nn.Sequential(small(), nn.Unflatten(1, shape)), X)
+
+
+@pytest.mark.parametrize('pack, why', [(lambda a, b: a[:, 0], 'returned 2 for 2 images.*one logit a class'), (lambda a, b: a.sum(), 'returned one number for 2 images'),
+                                       (lambda a, b: a[:1], 'returned 1 × 10 for 2 images'), (lambda a, b: a.T, 'returned 10 × 2 for 2 images')])
+def test_answers_that_are_not_one_row_an_image(pack, why):
+    with pytest.raises(ValueError, match=why): outputs(Returns(pack), X)
+
+
+@pytest.mark.parametrize('dtype', [torch.double, torch.bfloat16, torch.half, torch.float32])
+def test_images_follow_the_type_of_the_network(dtype):
+    out = outputs(small().to(dtype), X)
+    assert out.dtype == dtype and torch.allclose(out.float(), small()(X), atol=0.05)
+
+
+def test_integers_and_networks_without_weights_keep_their_type():
+    class Takes(nn.Module):
+        def forward(self, x): assert x.dtype == torch.uint8; return x.flatten(1).float()
+    assert outputs(Takes(), torch.zeros(2, 1, 2, 2, dtype=torch.uint8)).shape == (2, 4)
+    assert find_logits(X) is X

@@ -57,6 +57,13 @@ class Call:
     stack: tuple
     out: torch.Tensor
 
+def _is_activation(frame):
+    "Did this frame do nothing but activate? Other people's classes count if they have neither children nor parameters."
+    m, x = frame.module, frame.args[0] if frame.args else None
+    if not frame.calls or m._modules or not isinstance(frame.out, torch.Tensor): return False
+    if type(m).__module__ == "torch.nn.modules.activation": return len(frame.calls) == 1
+    return not m._parameters and isinstance(x, torch.Tensor) and x.shape == frame.out.shape
+
 class _Recorder(TorchFunctionMode):
     def __init__(self):
         super().__init__()
@@ -75,7 +82,12 @@ class _Recorder(TorchFunctionMode):
         self.stack.append(Frame(module, args, kwargs))
         self.frames.append(self.stack[-1])
 
-    def leave(self, module, args, out): self.stack.pop().out = out
+    def leave(self, module, args, out):
+        frame = self.stack.pop()
+        frame.out = out
+        if len(frame.calls) > 1 and _is_activation(frame):  # x * torch.tanh(F.softplus(x)) in a module of its own is one activation
+            self.calls = [c for c in self.calls if c not in frame.calls[:-1]]
+            frame.calls = frame.calls[-1:]
 
 # %% ../nbs/21_activations.ipynb #13cb9300
 def record(
@@ -94,14 +106,6 @@ def record(
     return recorder
 
 # %% ../nbs/21_activations.ipynb #e17d0d82
-def _is_activation(frame):
-    "Did this frame do nothing but one activation? Other people's classes count if they have neither children nor parameters."
-    m = frame.module
-    if len(frame.calls) != 1 or m._modules or not isinstance(frame.out, torch.Tensor): return False
-    if type(m).__module__ == "torch.nn.modules.activation": return True
-    x = frame.args[0] if frame.args else None
-    return not m._parameters and isinstance(x, torch.Tensor) and x.shape == frame.out.shape
-
 def _paths(net):
     "id of a module: all the names under which it is registered."
     paths = {}
@@ -156,12 +160,17 @@ def _constants(frame):
     plain = (bool, int, float, str, type(None))
     return {k: v for k, v in bound.arguments.items() if isinstance(v, plain)}
 
+def _made(module):
+    "Tensors that a forward made out of nothing (`torch.tensor(mean)`): torch.fx keeps them as attributes."
+    return {k: v for k, v in vars(module).items() if k.startswith("_tensor_constant")}
+
 def _trace(frame, unrolled):
-    tracer = _Tracer(unrolled)
-    graph = tracer.trace(frame.module, concrete_args=_constants(frame) or None)
+    graph = _Tracer(unrolled).trace(frame.module, concrete_args=_constants(frame) or None)
     names = list(inspect.signature(type(frame.module).forward).parameters)[1:]
     for node, name in zip([n for n in graph.nodes if n.op == "placeholder"], names):
         if not node.target.startswith("*"): node.target = name  # torch.fx renames those whose value it was given
+    for name, v in _made(frame.module).items():
+        if v.requires_grad: raise ValueError(f"it computes with a tensor that is neither its parameter nor its buffer, {tuple(v.shape)}")
     if kept := [name for m in frame.module.modules() for name, v in vars(m).items() if isinstance(v, fx.Proxy)]:
         raise ValueError(f"it keeps what it computes in its attribute {kept[0]!r}")
     return graph
@@ -189,31 +198,39 @@ def _put_behind(graph, node, name, in_place):
     for user in [u for u in node.all_input_nodes[0].users if order[u] > order[mask]]: user.replace_input_with(node.all_input_nodes[0], mask)
 
 # %% ../nbs/21_activations.ipynb #d54394f4
-_PASSES = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout}
+def _drops(node, host):
+    "Is this dropout, of activations or of whole branches?"
+    if node.op not in ("call_module", "call_function"): return False
+    named = type(host.get_submodule(node.target)).__name__ if node.op == "call_module" else node.target.__name__
+    return "drop" in named.lower() or named.lower().startswith("stochastic")
 
-def _signature(node, seen):
+def _signature(node, host, seen):
     "What a node computes from which modules and parameters; dropout and booleans (training, inplace) do not count."
+    while isinstance(node, fx.Node) and _drops(node, host): node = node.args[0]
     if not isinstance(node, fx.Node): return None if isinstance(node, bool) else str(node)
-    if node not in seen: seen[node] = (node.op, str(node.target), *_arguments(node, seen))
+    if node not in seen: seen[node] = (node.op, str(node.target), *_arguments(node, host, seen))
     return seen[node]
 
-def _arguments(node, seen):
+def _arguments(node, host, seen):
     if node.op in ("placeholder", "get_attr"): return ()
-    if node.op == "call_module": return (sum(n.op == "call_module" and n.target == node.target for n in itertools.takewhile(
-        lambda n: n is not node, node.graph.nodes)),)  # which call of the module
-    return tuple(_signature(_through(v), seen) for v in (*node.args, *node.kwargs.values()))
+    if node.op != "call_module": return tuple(_signature(v, host, seen) for v in (*node.args, *node.kwargs.values()))
+    earlier = itertools.takewhile(lambda n: n is not node, node.graph.nodes)
+    return (sum(n.op == "call_module" and n.target == node.target for n in earlier),)  # which call of that module it is
 
-def _through(node):
-    while isinstance(node, fx.Node) and node.target in _PASSES: node = node.args[0]
-    return node
-
-def _pair(wanted, found):
-    "For each activation of the eval graph, that of the train graph which computes the same, or None."
-    left, seen, pairs = [(n, str(_signature(n, {}))) for n in found], {}, []
+def _pair(wanted, found, host):
+    "For each activation of the eval graph, the one of the train graph which computes the same, or None."
+    left, pairs = [(n, str(_signature(n, host, {}))) for n in found], []
     for node in wanted:
-        at = next((i for i, (_, sig) in enumerate(left) if sig == str(_signature(node, seen))), None)
+        at = next((i for i, (_, sig) in enumerate(left) if sig == str(_signature(node, host, {}))), None)
         pairs.append(left.pop(at)[0] if at is not None else None)
-    return pairs
+    return [n or _between(i, wanted, pairs, found) for i, n in enumerate(pairs)]
+
+def _between(i, wanted, pairs, found):
+    "The only one of its kind between the partners of its neighbours (training adds noise before it, say), or None."
+    at = [found.index(n) if n else None for n in pairs]
+    first, last = max((k for k in at[:i] if k is not None), default=-1), min((k for k in at[i:] if k is not None), default=len(found))
+    fits = [n for n in found[first + 1:last] if n not in pairs and n.target == wanted[i].target]
+    return fits[0] if len(fits) == 1 else None
 
 # %% ../nbs/21_activations.ipynb #c4321782
 def _imports(code):
@@ -283,11 +300,13 @@ class _Forward:
     text: str
     names: dict
     modules: tuple  # activation modules called by it
+    made: dict      # tensors that its forward makes out of nothing
 
     def place(self, net):
         host = net.get_submodule(self.name)
         for m in map(host.get_submodule, self.modules): _not_in_place(m)
         for name, mask in self.masks.items(): host.add_module(name, mask())
+        for name, v in self.made.items(): host.register_buffer(name, v.clone(), persistent=False)
         host.__class__ = _rewritten(type(host), self.text, self.names)
         return net
 
@@ -345,7 +364,7 @@ def _plan_host(seen, host, calls, wanted, mask):
                for p in seen.paths[id(c.stack[-1].module)]}
     (graph, nodes), (train_graph, train_nodes) = _graphs(seen, host, calls, modules)
     if len(nodes) != len(calls): _refuse(seen, host, f"{len(calls)} activations were called, and {len(nodes)} are found in its trace")
-    pairs = _pair(nodes, train_nodes)
+    pairs = _pair(nodes, train_nodes, host.module)
     if None in pairs: _refuse(seen, host, "an activation of eval mode is not found in train mode")
     free = iter(_free_names(host.module, len(calls)))
     names = [next(free) if c in wanted else None for c in calls]
@@ -354,7 +373,8 @@ def _plan_host(seen, host, calls, wanted, mask):
         for node, name in zip(ns, names):
             if name: _put_behind(g, node, name, in_place(node))
     used = tuple({n.target: None for n in nodes if n.op == "call_module"})
-    return _Forward(seen.paths[id(host.module)][0], {n: mask(c) for n, c in zip(names, calls) if n}, *_source((graph, train_graph)), used)
+    return _Forward(seen.paths[id(host.module)][0], {n: mask(c) for n, c in zip(names, calls) if n}, *_source((graph, train_graph)),
+                    used, _made(host.module))
 
 # %% ../nbs/21_activations.ipynb #d8b0e9af
 def _batched(call, other, n): return call.out.ndim > 1 and len(call.out) == n and len(other.out) == n - 1
@@ -391,6 +411,12 @@ def _simple_place(seen, call, simple):
     return slot, _attribute(seen, call) if simple and slot is None else None
 
 # %% ../nbs/21_activations.ipynb #86957575
+def masks(model: nn.Module) -> dict:
+    "A network's masks by name, in order of execution."
+    found = [(name, m) for name, m in unwrap(model).named_modules() if isinstance(m, Mask)]
+    return dict(sorted(found, key=lambda item: item[1].order))
+
+# %% ../nbs/21_activations.ipynb #4b8b0574
 def _tensors(out):
     "All tensors in what a network returned."
     if isinstance(out, torch.Tensor): return [out.detach()]
@@ -401,50 +427,50 @@ def _same(a, b): return len(a) == len(b) and all(torch.equal(u, v) or torch.equa
     u.nan_to_num(), v.nan_to_num()) for u, v in zip(a, b))
 
 def _run(net, x, training):
-    "Outputs, and buffers after the pass; None if the network cannot be run in this mode on these few images."
+    "Outputs, and buffers after the pass."
     net = copy_network(net).train(training)
-    try:
-        with torch.random.fork_rng(devices=[]), torch.enable_grad():
-            torch.manual_seed(0)
-            out = net(x.clone())
-    except Exception: return None
-    return _tensors(out) + list(net.buffers())
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(0)
+        out = net(x.clone())
+    return _tensors(out) + [v for name, v in net.named_buffers() if "_tensor_constant" not in name]
 
 def _times_asked(net, x, training, grad):
-    times, found = Counter(), masks(net)
+    net, times = copy_network(net).train(training), Counter()
+    found = masks(net)
     handles = [m.register_forward_hook(lambda *_, name=name: times.update([name])) for name, m in found.items()]
     try:
-        with torch.set_grad_enabled(grad), torch.random.fork_rng(devices=[]): net.train(training)(x.clone())
+        with torch.set_grad_enabled(grad), torch.random.fork_rng(devices=[]): net(x.clone())
     finally:
         for handle in handles: handle.remove()
     return {name: times[name] for name in found}
 
-# %% ../nbs/21_activations.ipynb #4b8b0574
-def masks(model: nn.Module) -> dict:
-    "A network's masks by name, in order of execution."
-    found = [(name, m) for name, m in unwrap(model).named_modules() if isinstance(m, Mask)]
-    return dict(sorted(found, key=lambda item: item[1].order))
+# %% ../nbs/21_activations.ipynb #04c61dcb
+def _differs(before, after, x, training):
+    mode = "train" if training else "eval"
+    try: want = _run(before, x, training)
+    except Exception: return None  # it cannot be run so: batch norm on few images, images too small for a head of training
+    try: same = _same(want, _run(after, x, training))
+    except Exception as e: return f"it fails in {mode} mode with empty masks ({e})"
+    if not same: return f"it answers differently in {mode} mode with empty masks (an activation in place, read under another name, does that)"
+    twice = [name for name, n in _times_asked(after, x, training, True).items() if n > 1]
+    return f"mask {twice[0]!r} is asked more than once in {mode} mode" if twice else None
 
 def _why_not(before, after, x):
     "What is wrong with a network with empty masks, or None."
-    for training in (False, True):
-        want = _run(before, x, training)
-        if want is not None and not _same(want, _run(after, x, training) or []):
-            return f"the network with empty masks answers differently in {'train' if training else 'eval'} mode"
-    for training, grad in ((False, True), (False, False)):
-        wrong = [name for name, n in _times_asked(copy_network(after), x, training, grad).items() if n != 1]
+    if why := _differs(before, after, x, False) or _differs(before, after, x, True): return why
+    for grad in (True, False):
+        wrong = [name for name, n in _times_asked(after, x, False, grad).items() if n != 1]
         if wrong: return f"mask {wrong[0]!r} is not asked exactly once {'with' if grad else 'without'} gradients"
-    asked = _times_asked(copy_network(after), x, True, True) if want is not None else {}
-    if twice := [name for name, n in asked.items() if n > 1]: return f"mask {twice[0]!r} is asked more than once in train mode"
     return None if list(masks(copy.deepcopy(after))) == list(masks(after)) else "a copy of the network loses its masks"
 
-# %% ../nbs/21_activations.ipynb #04c61dcb
+# %% ../nbs/21_activations.ipynb #a9948a70
 def _verified(net, x):
     "A plan that was tried on a copy. Who reads what an activation overwrote in place is served by a rewritten host only: the second try."
-    for simple in (True, False):
-        plan = _plan(copy_network(net), x, simple)
-        why = _why_not(net, _carry_out(plan, copy_network(net)), x)
-        if why is None: return plan
+    with torch.compiler.set_stance("force_eager"):  # compiled parts run as they are written
+        for simple in (True, False):
+            plan = _plan(copy_network(net), x, simple)
+            why = _why_not(net, _carry_out(plan, copy_network(net)), x)
+            if why is None: return plan
     raise ValueError(f"no masks can be placed in {type(net).__name__}: {why}: {_REMEDY}")
 
 def _carry_out(plan, net):

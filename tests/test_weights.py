@@ -1,0 +1,262 @@
+"""Weights in files: whole or not there, masks and ties included; read safely whoever wrote them; exported for those without the library."""
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import OWN, Functional, Transformer, ask, build, images, pruned
+from safetensors import safe_open
+from safetensors.torch import load_file, save_model
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from unlearning import weights
+from unlearning.activations import masks, place_masks
+from unlearning.models import NETWORKS, create_model
+from unlearning.weights import export, load_weights, save_weights
+
+X = images()
+
+
+def small(seed=0): return create_model('small', 10, seed=seed).eval()
+
+
+@pytest.mark.parametrize('name', [*OWN, *NETWORKS])
+def test_masks_survive_saving(name, tmp_path):
+    make = OWN[name][0] if name in OWN else lambda: create_model(name, 10, 3, 16)
+    net = pruned(build(make), X)
+    if name == 'vit': nn.init.normal_(net.heads.head.weight)
+    loaded = load_weights(build(make, seed=9), save_weights(net, tmp_path/'deep'/'model.safetensors'))
+    assert torch.equal(ask(loaded, X), ask(net, X)) and list(masks(loaded)) == list(masks(net))
+    assert [file.name for file in (tmp_path/'deep').iterdir()] == ['model.safetensors']
+
+
+def test_a_plain_network_is_saved_under_its_own_names(tmp_path):
+    """Anybody with torch and safetensors loads it."""
+    path = save_weights(Functional(), tmp_path/'model.safetensors')
+    Functional().load_state_dict(load_file(path))
+    assert not masks(load_weights(Functional(), path))
+
+
+@pytest.mark.parametrize('wrap', [lambda n: torch.compile(n, backend='eager'), nn.DataParallel, lambda n: nn.DataParallel(torch.compile(n, backend='eager'))])
+def test_wrapped_networks_are_saved_under_plain_names_and_loaded(wrap, tmp_path):
+    net, other = small(), wrap(small(seed=1))
+    path = save_weights(wrap(net), tmp_path/'model.safetensors')
+    assert set(load_file(path)) == set(net.state_dict())
+    loaded = load_weights(other, path)
+    assert loaded is other and torch.equal(ask(other, X), ask(net, X))
+
+
+def test_a_compiled_part_is_saved_under_plain_names(tmp_path):
+    make = lambda seed, wrap: nn.Sequential(wrap(small(seed)), nn.Identity())
+    compiled = make(0, lambda n: torch.compile(n, backend='eager'))
+    path = save_weights(compiled, tmp_path/'model.safetensors')
+    plain = load_weights(make(1, lambda n: n), path).eval()
+    assert torch.equal(ask(plain, X), ask(compiled, X))
+    assert torch.equal(ask(load_weights(make(2, lambda n: torch.compile(n, backend='eager')), path), X), ask(compiled, X))
+
+
+# N7: tied weights
+
+class Tied(nn.Module):
+    def __init__(self, tie=True):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        if tie: self.b.weight = self.a.weight
+        if tie: self.c = self.b
+    def forward(self, x): return self.c(F.relu(self.b(F.relu(self.a(x.mean((2, 3)).repeat(1, 4))))))
+
+
+@pytest.mark.parametrize('tie', [True, False])
+def test_tied_weights_are_saved_once_and_restored_tied(tie, tmp_path):
+    net, other = build(Tied), build(lambda: Tied(tie), seed=1)
+    path = save_weights(net, tmp_path/'model.safetensors')
+    with safe_open(path, 'pt') as f: assert len([k for k in f.keys() if k.endswith('weight')]) == 1
+    load_weights(other, path)
+    assert torch.equal(ask(other, X), ask(net, X)) and other.c.weight is other.b.weight is other.a.weight
+
+
+def test_tied_weights_written_by_safetensors_itself(tmp_path):
+    net = build(Tied)
+    save_model(net, tmp_path/'model.safetensors')
+    assert torch.equal(ask(load_weights(build(Tied, seed=1), tmp_path/'model.safetensors'), X), ask(net, X))
+
+
+def test_views_and_empty_tensors_are_saved(tmp_path):
+    class Views(Functional):
+        def __init__(self):
+            super().__init__()
+            whole = torch.arange(12.)
+            for name, v in {'part': whole[2:5], 'same': whole[2:5], 'all': whole, 'none': torch.zeros(0)}.items():
+                self.register_buffer(name, v)
+    net, other = Views(), Views()
+    other.part.zero_()
+    load_weights(other, save_weights(net, tmp_path/'model.safetensors'))
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in other.state_dict().items())
+
+
+# N12: other people's checkpoints
+
+def averaged(net):
+    mean = AveragedModel(net)
+    mean.update_parameters(net)
+    return mean.state_dict()
+
+
+def renamed(prefix): return lambda net: {prefix + k: v for k, v in net.state_dict().items()}
+
+
+CONTENTS = {'state': lambda net: net.state_dict(), 'module.': renamed('module.'), '_orig_mod.': renamed('_orig_mod.'), 'module._orig_mod.': renamed('module._orig_mod.'),
+            '_orig_mod.module.': renamed('_orig_mod.module.'), 'state_dict': lambda net: {'state_dict': net.state_dict(), 'epoch': 3},
+            'model': lambda net: {'model': renamed('module.')(net), 'optimizer': torch.optim.Adam(net.parameters()).state_dict(), 'args': {'lr': 0.1}},
+            'model_state_dict': lambda net: {'model_state_dict': net.state_dict(), 'loss': torch.tensor(1.)}, 'net': lambda net: {'net': net.state_dict(), 'acc': 93.8},
+            'network': lambda net: {'network': {'state_dict': net.state_dict()}}, 'ema': lambda net: {'ema': net.state_dict(), 'step': 7},
+            'model before ema': lambda net: {'ema': {k: 0 * v for k, v in net.state_dict().items()}, 'model': net.state_dict()},
+            'own word': lambda net: {'generator': net.state_dict(), 'optimizer': {'state': {}, 'param_groups': []}}, 'averaged': averaged}
+
+
+@pytest.mark.parametrize('ending', ['.pt', '.pth', '.pth.tar', '.bin', '.safetensors', ''])
+@pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
+def test_checkpoints_are_known_by_their_content(ending, legacy, tmp_path):
+    torch.save(small().state_dict(), path := tmp_path/f'model{ending}', _use_new_zipfile_serialization=not legacy)
+    assert torch.equal(ask(load_weights(small(seed=1), path), X), ask(small(), X))
+
+
+@pytest.mark.parametrize('content', CONTENTS)
+def test_checkpoints_of_every_form_are_loaded(content, tmp_path):
+    torch.save(CONTENTS[content](small()), path := tmp_path/'model.pth.tar')
+    assert torch.equal(ask(load_weights(small(seed=1), path), X), ask(small(), X))
+
+
+def test_safetensors_under_another_ending(tmp_path):
+    path = save_weights(small(), tmp_path/'model.pt')
+    assert torch.equal(ask(load_weights(small(seed=1), path), X), ask(small(), X))
+
+
+class Evil:
+    def __reduce__(self): return print, ('executed',)
+
+
+@pytest.mark.parametrize('thing', [small, Evil, lambda: {'state_dict': small().state_dict(), 'args': Evil()}, lambda: {'model': small()}],
+                         ids=['network', 'code', 'code beside', 'network nested'])
+def test_what_would_be_executed_is_refused(thing, tmp_path, capsys):
+    torch.save(thing(), path := tmp_path/'model.pt')
+    with pytest.raises(ValueError, match=r'model.pt cannot be read safely: .*torch.save\(model.state_dict\(\), …\)'): load_weights(small(), path)
+    assert 'executed' not in capsys.readouterr().out
+
+
+def test_scripted_networks_are_named(tmp_path):
+    torch.jit.script(small()).save(path := tmp_path/'model.pt')
+    with pytest.raises(ValueError, match='model.pt is a scripted network: write its weights'): load_weights(small(), path)
+
+
+@pytest.mark.parametrize('content', [lambda: {'epoch': 3, 'lr': 0.1}, lambda: torch.zeros(3), lambda: {}, lambda: [1, 2]], ids=['facts', 'tensor', 'empty', 'list'])
+def test_checkpoints_without_weights_are_named(content, tmp_path):
+    torch.save(content(), path := tmp_path/'model.pt')
+    with pytest.raises(ValueError, match='model.pt holds no weights by name, but a'): load_weights(small(), path)
+
+
+@pytest.mark.parametrize('write', [save_weights, lambda net, path: torch.save(net.state_dict(), path)], ids=['safetensors', 'torch'])
+@pytest.mark.parametrize('left', [0.05, 0.5, 0.999])
+def test_damaged_files_are_named_and_never_to_be_deleted(write, left, tmp_path):
+    write(small(), path := tmp_path/'model.pt')
+    path.write_bytes(path.read_bytes()[:int(left * path.stat().st_size)])
+    with pytest.raises(ValueError, match='model.pt') as e: load_weights(small(), path)
+    assert 'delete' not in str(e.value) and len(str(e.value)) < 400
+
+
+@pytest.mark.parametrize('data', [b'', b'hello', b'\x89PNG\r\n\x1a\n' + bytes(50), b'PK' + bytes(50), b'\x80' + bytes(50), bytes(8) + b'{' + bytes(9)])
+def test_other_files_are_named(data, tmp_path):
+    (path := tmp_path/'model.pt').write_bytes(data)
+    with pytest.raises(ValueError, match='model.pt'): load_weights(small(), path)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match='model.pt'): load_weights(small(), tmp_path/'model.pt')
+
+
+@pytest.mark.parametrize('other, why', [
+    (lambda: create_model('resnet18', 10), r"it lacks '0.weight' \(and \d+ more\); it has 'conv1.weight', which the network lacks \(and \d+ more\)$"),
+    (lambda: create_model('small', 7), r"'\d.weight' is \(7, 128\), and in the network \(10, 128\) \(and 1 more\)$"),
+    (lambda: create_model('small', 10, 1), r"'0.weight' is \(32, 1, 4, 4\), and in the network \(32, 3, 4, 4\)$")], ids=['resnet18', 'classes', 'channels'])
+def test_weights_of_another_network_are_refused_and_nothing_is_loaded(other, why, tmp_path):
+    net, want = small(), ask(small(), X)
+    torch.save(other().state_dict(), path := tmp_path/'model.pt')
+    with pytest.raises(ValueError, match='model.pt does not fit this network: ') as e: load_weights(net, path)
+    assert torch.equal(ask(net, X), want)
+    assert re.search(why, str(e.value)), str(e.value)
+
+
+def test_masks_of_another_network_are_refused(tmp_path):
+    path = save_weights(pruned(create_model('resnet18', 10), X), tmp_path/'model.safetensors')
+    with pytest.raises(ValueError, match='does not fit this network'): load_weights(small(), path)
+
+
+def test_a_pruned_state_by_torch_alone(tmp_path):
+    """It has no header that says for which images: the remedy is named, and works."""
+    net = pruned(small(), X)
+    torch.save(net.state_dict(), path := tmp_path/'model.pt')
+    with pytest.raises(ValueError, match='Its network had masks: save it with save_weights, or call place_masks'): load_weights(small(1), path)
+    assert torch.equal(ask(load_weights(place_masks(small(1), X), path), X), ask(net, X))
+
+
+def test_interrupted_saving_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save_weights(small(), tmp_path/'model.safetensors')
+    before = path.read_bytes()
+    def break_off(state, part, facts): part.write_bytes(b'half'); raise OSError('disk full')
+    monkeypatch.setattr(weights, 'save_file', break_off)
+    for target in (path, tmp_path/'new.safetensors'):
+        with pytest.raises(OSError, match='disk full'): save_weights(small(seed=1), target)
+    assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ['model.safetensors']
+
+
+def test_interrupted_export_leaves_the_old_file(tmp_path, monkeypatch):
+    path = export(Functional(), tmp_path/'model.pt2', X)
+    before = path.read_bytes()
+    def break_off(program, f): f.write(b'half'); raise OSError('disk full')
+    monkeypatch.setattr(torch.export, 'save', break_off)
+    with pytest.raises(OSError, match='disk full'): export(small(), path, X)
+    assert path.read_bytes() == before and [f.name for f in tmp_path.iterdir()] == ['model.pt2']
+
+
+# Exported
+
+SERVE = """
+import sys
+sys.modules['unlearning'] = None  # it cannot be imported
+import torch
+todo, answers = torch.load(sys.argv[1]), {}
+for path, asked in todo.items():
+    net = torch.export.load(path).module()
+    answers[path] = [net(x).detach() for x in asked]
+torch.save(answers, sys.argv[2])
+"""
+
+
+def served(todo, folder):
+    """{path: images} -> {path: answers} of exported networks, in a process of its own that has torch only."""
+    torch.save(todo, folder/'asked.pt')
+    subprocess.run([sys.executable, '-I', '-W', 'ignore', '-c', SERVE, folder/'asked.pt', folder/'answers.pt'], check=True, cwd=folder)
+    return torch.load(folder/'answers.pt')
+
+
+class Tuples(Functional):
+    def forward(self, x): return {'features': self.features(x), 'logits': super().forward(x)}
+
+
+def test_exported_networks_are_served_without_the_library(tmp_path):
+    """For other numbers of images than the example's, too."""
+    nets = {make.__name__: pruned(build(make), X) for make in (Functional, Tuples, Transformer, small)}
+    paths = {name: str(export(net.train(), tmp_path/f'{name}.pt2', X[:1])) for name, net in nets.items()}
+    asked = [images(n, seed=n) for n in (1, 2, 5)]
+    answers = served({path: asked for path in paths.values()}, tmp_path)
+    for name, net in nets.items():
+        assert net.training  # as it was
+        for answer, x in zip(answers[paths[name]], asked): assert torch.allclose(answer, ask(net.eval(), x), atol=1e-5)
+
+
+def test_export_refuses_what_is_no_classifier(tmp_path):
+    with pytest.raises(ValueError, match='flatten it'): export(nn.Conv2d(3, 10, 16), tmp_path/'model.pt2', X)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,105 @@
+"""Networks of torchvision, timm and Hugging Face, with weights at random, at the smallest images that each takes."""
+import copy
+import logging
+
+import pytest
+import torch
+import torchvision
+from nets import Functional, ask, build, hold, images, in_threads, pruned
+from torch import nn
+
+from unlearning.activations import masks, place_masks
+from unlearning.models import copy_network, depends_on_its_weights, find_logits, outputs
+from unlearning.weights import export, load_weights, save_weights
+
+timm, transformers = pytest.importorskip('timm'), pytest.importorskip('transformers')
+logging.getLogger('transformers').setLevel(logging.ERROR)
+
+
+def huggingface(name, **settings):
+    config = getattr(transformers, f'{name}Config')(num_labels=10, **settings)
+    return lambda: getattr(transformers, f'{name}ForImageClassification')(config)
+
+
+def torchvisions(name, **settings): return lambda: getattr(torchvision.models, name)(num_classes=10, **settings)
+
+
+def timms(name, **settings): return lambda: timm.create_model(name, num_classes=10, **settings)
+
+
+# name: (builder, image size, number of activation calls)
+ZOO = {
+    'timm resnet10t': (timms('resnet10t'), 32, 11),
+    'timm vit_tiny': (timms('vit_tiny_patch16_224', img_size=32), 32, 12),
+    'timm mobilenetv3': (timms('mobilenetv3_small_100'), 32, 42),
+    'hugging face vit': (huggingface('ViT', hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8), 32, 2),
+    'hugging face resnet': (huggingface('ResNet', embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type='basic'), 32, 7),
+    'torchvision googlenet': (torchvisions('googlenet', init_weights=False), 64, 57),
+    'torchvision efficientnet_b0': (torchvisions('efficientnet_b0'), 32, 65),
+    'torchvision swin_t': (torchvisions('swin_t'), 32, 12),
+    'torchvision convnext_tiny': (torchvisions('convnext_tiny'), 32, 18),
+    'own': (Functional, 16, 2),
+}
+each = pytest.mark.parametrize('name', ZOO)
+
+
+@pytest.fixture(scope='module')
+def zoo():
+    """(plain network, the same with masks at random, images) by name."""
+    made = {}
+    def get(name):
+        if name not in made:
+            plain, x = build(ZOO[name][0]), images(2, size=ZOO[name][1])
+            for m in plain.modules():  # some start with a head of zeros, or branches scaled to nothing: every answer would be the same
+                if hasattr(m, 'layer_scale'): nn.init.ones_(m.layer_scale)
+            made[name] = plain, pruned(copy_network(plain), x), x
+        return made[name]
+    return get
+
+
+@each
+def test_answers(name, zoo):
+    plain, _, x = zoo(name)
+    assert outputs(plain, x).shape == (2, 10) and depends_on_its_weights(copy_network(plain), x)
+    assert outputs(copy.deepcopy(plain).train(), x).shape == (2, 10)
+
+
+@each
+def test_masks_are_placed_and_hold(name, zoo):
+    plain, net, x = zoo(name)
+    assert len(masks(net)) == ZOO[name][2] and hold(net, x)
+    assert not torch.allclose(ask(net, x), ask(plain, x)) and torch.equal(find_logits(net.forward(x)), find_logits(net(x)))
+
+
+@each
+def test_empty_masks_change_nothing(name, zoo):
+    plain, _, x = zoo(name)
+    placed = place_masks(copy_network(plain), x)
+    assert torch.equal(ask(placed, x), ask(plain, x))
+
+
+@each
+def test_masks_hold_in_train_mode(name, zoo):
+    _, net, x = zoo(name)
+    assert hold(copy.deepcopy(net).train(), x)
+
+
+@each
+def test_threads(name, zoo):
+    _, net, x = zoo(name)
+    assert in_threads(net, x, 4, requests=24) == 24
+
+
+@each
+def test_saved_and_loaded(name, zoo, tmp_path):
+    _, net, x = zoo(name)
+    other = load_weights(build(ZOO[name][0], seed=1), save_weights(net, tmp_path/'model.safetensors'))
+    assert torch.equal(ask(other, x), ask(net, x))
+
+
+@each
+def test_exported(name, zoo, tmp_path):
+    _, net, x = zoo(name)
+    program = torch.export.load(export(net, tmp_path/'model.pt2', x)).module()
+    more = images(3, size=ZOO[name][1], seed=1)
+    with torch.no_grad(): assert torch.allclose(program(more), ask(net, more), atol=1e-4)
