@@ -10,7 +10,7 @@ from test_engine import assert_like, make, study
 from test_experiments import EXPERIMENTS
 from test_study import run, tiny
 from unlearning.ensemble import Store, Task, run_tasks
-from unlearning.study import Maker, network_tasks
+from unlearning.study import maker, network_tasks
 
 WORKERS = 3
 
@@ -88,8 +88,8 @@ def test_study_through_three_workers_one_of_them_killed(tmp_path, cluster, whole
     # What travels is a task and its name.
     tasks, store = network_tasks(study(tmp_path/'study')), Store(tmp_path/'study')
     split = next(store.folder.glob('split-*'))
-    maker = Maker(str(split), 'small', study(tmp_path).training, study(tmp_path).recipes, store, tasks['original'][0], 'cpu')
-    assert len(cloudpickle.dumps((maker, tasks['finetune'][0], store))) < 5000 < split.stat().st_size / 10
+    sent = maker(study(tmp_path), str(split), store, tasks['original'][0])
+    assert len(cloudpickle.dumps((sent, tasks['finetune'][0], store))) < 5000 < split.stat().st_size / 10
 
 
 def test_what_travels_does_not_grow_with_the_seeds(tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from unlearning.metrics.forget_quality import forget_quality, statistic
 from unlearning.metrics.membership_inference import mia_gaps, svc_mia
 from unlearning.report import (ATTACKS, chance_table, forget_table, mia_table, plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, protocol,
                                resampled_gaps, save_report, summary, witness)
-from unlearning.study import Study, check_parameters, network_tasks, run_study
+from unlearning.parameters import check_parameters
+from unlearning.study import Study, network_tasks, run_study
 from unlearning.training import Training, read_arrays, write_arrays
 from unlearning.unlearn import Erase, Recipe, stream
 
@@ -222,7 +223,7 @@ def test_diverging_method_is_reported_and_the_tables_stand(copied, phase):
     assert 'wild' not in set(results.networks.method) | set(results.quality.method) and len(results.networks) == 7
     text = save_report(results, copied).read_text()
     assert 'Lost seeds: wild seed 0: the loss is' in text or 'Lost seeds: wild seed 0: a loss of the erase phase is' in text
-    assert 'Finetune' in text
+    assert results.facts['titles']['finetune'] in text
     figures(results)
 
 
@@ -241,7 +242,8 @@ def test_one_lost_seed_leaves_the_others(copied, seeds):
     table = summary(results)
     assert table.seeds['fragile'] == seeds - 1 and np.isfinite(table.mean_gap['fragile'])
     assert np.isfinite(table.F_paper['fragile']) == (seeds == 3)  # one network is no distribution
-    assert 'fragile' in mia_table(results).index and 'fragile' in forget_table(results).index and 'fragile seed 1' in protocol(results)
+    title = results.facts['titles']['fragile']
+    assert title in mia_table(results).index and title in forget_table(results).index and f'{title} seed 1' in protocol(results)
     figures(results)
 
 
@@ -388,15 +390,17 @@ def test_resampled_gaps_are_gaps_of_redrawn_rows(finished):
     for method in ('finetune', 'retrain'):
         possible = {round(mia_gaps(a, b)['mean'], 4) for a in ways(method) for b in ways('retrain')}
         assert set(gaps[method].round(4)) == possible and len(possible) > 2
-    table = chance_table(results)
+    table, name = chance_table(results), results.facts['titles']
     perfect, far = table.loc['A perfect unlearner'], 'perfection is as far [% of draws]'
     assert perfect['mean gap'] == pytest.approx(resampled_gaps(results).retrain.mean(), abs=0.05) and 0 < perfect[far] < 100
-    assert table.loc['Finetune', 'nearer than Finetune [% of draws]'] == 0 and 'Retrain' not in table.index
+    nearer = f"nearer than {name['finetune']} [% of draws]"  # the study's first method
+    assert table.loc[name['finetune'], nearer] == 0 and 'Retrain' not in table.index
     placed = results.networks.assign(**{a: results.networks.method.map(dict(retrain=50., finetune=40., random_labels=45., original=30.)) for a in ATTACKS})
-    nearer = chance_table(replace(results, networks=placed))['nearer than Finetune [% of draws]']
-    assert nearer[['Random Labels', 'No Unlearning']].tolist() == [100, 0]
-    none = replace(results, networks=results.networks.query('method != "finetune"'))
-    assert not any('Finetune' in str(c) for c in [*chance_table(none), *chance_table(none).index])  # a study need not have it
+    found = chance_table(replace(results, networks=placed))[nearer]
+    assert found[[name['random_labels'], 'No Unlearning']].tolist() == [100, 0]
+    none = replace(results, networks=results.networks.query('method != "finetune"'))  # a study need not have it
+    assert not any(name['finetune'] in str(c) for c in [*chance_table(none), *chance_table(none).index])
+    assert f"nearer than {name['random_labels']} [% of draws]" in chance_table(none, than='random_labels')
 
 
 @pytest.mark.parametrize('wrong, says', [(dict(samples=1000), 'samples is 1000, with 180 retain and 899 test images: ask for 1 to 180'), (dict(samples=0), 'samples is 0'),
