@@ -7,7 +7,7 @@ import nbformat, papermill, pytest, yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
-LIBRARY = sorted(p for folder in ('.', 'methods', 'metrics') for p in (NBS/folder).glob('*.ipynb'))
+LIBRARY = sorted(p for folder in ('.', 'datasets', 'methods', 'metrics') for p in (NBS/folder).glob('*.ipynb'))
 EXPERIMENTS = sorted(NBS.glob('experiments/*.ipynb'))
 RESULTS = sorted(NBS.glob('results/**/*.ipynb'))
 PROFILES = sorted(NBS.glob('experiments/profiles/*/*.yaml'))
@@ -93,6 +93,7 @@ def test_result_is_small_and_complete(notebook):
 @each('notebook', LIBRARY)
 def test_imports_only_from_lower_numbers(notebook):
     number = {p.stem[3:]: int(p.stem[:2]) for p in LIBRARY if p.stem[:2].isdigit()}
+    assert len(set(number.values())) == len(number)
     exported = '\n\n'.join(c.source for c in cells(notebook, 'code') if re.match(r'#\|\s*export', c.source))
     imported = [n.module for n in ast.walk(ast.parse(exported)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('unlearning.')]
     assert [m for m in imported if number[m.split('.')[-1]] >= number[notebook.stem[3:]]] == []

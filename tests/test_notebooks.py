@@ -5,7 +5,7 @@ import pytest
 from nbdev.test import test_nb as run_notebook
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
-NOTEBOOKS = sorted(p for folder in ('.', 'methods', 'metrics') for p in (NBS/folder).glob('*.ipynb'))
+NOTEBOOKS = sorted(p for folder in ('.', 'datasets', 'methods', 'metrics') for p in (NBS/folder).glob('*.ipynb'))
 
 
 @pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())

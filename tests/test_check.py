@@ -1,0 +1,247 @@
+"""What cannot work is refused before the work, by name and with the remedy; what goes badly says so. (Networks of other people: test_zoo.)"""
+import copy, math, warnings
+from dataclasses import replace
+
+import pytest, torch
+from torch import nn
+
+from unlearning.check import check
+from unlearning.images import in_memory, make_split
+from unlearning.load import load_split
+from unlearning.methods.finetune import finetune
+from unlearning.methods.gradient_surgery import gradient_surgery
+from unlearning.methods.random_labels import random_labels
+from unlearning.methods.recipes import RECIPES
+from unlearning.models import create_model
+from unlearning.show import accuracies
+from unlearning.training import Training, fit, logits
+from unlearning.unlearn import Erase, Recipe, RetainCollapse, Repair, follow, unlearn
+
+BRIEF = Training(epochs=0.5, batch_size=64, lr=0.01, augment=())
+
+
+@pytest.fixture(scope='module')
+def split(): return load_split('digits', forget=90, subset=600)
+
+
+@pytest.fixture(scope='module')
+def original(split):
+    model = create_model('small', 10, 1, 8)
+    fit(model, split.train, Training(epochs=8, batch_size=64, lr=0.1, augment=()))
+    return model
+
+
+def small(classes=10, channels=1): return create_model('small', classes, channels, 8)
+
+
+def then(*more): return nn.Sequential(small(), *more)
+
+
+class Answer(nn.Module):
+    """A network whose answer is made into something else."""
+    def __init__(self, net, f):
+        super().__init__()
+        self.net, self.f = net, f
+    def forward(self, x): return self.f(self.net(x))
+
+
+# What the network answers (N9)
+
+@pytest.mark.parametrize('model, says', [
+    (small(7), '7 outputs, and the data set 10 classes'),
+    (nn.Sequential(small(1), nn.Sigmoid()), '1 outputs, and the data set 10 classes'),
+    (small(channels=3), 'refuses images of 1 × 8 × 8: its first layer is Conv2d(3'),
+    (nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), r'refuses images of 1 × 8 × 8: its first layer is Linear(in_features=784'),
+    (then(nn.Softmax(1)), 'are probabilities'),
+    (Answer(small(), lambda z: z[..., None, None]), 'flatten'),
+    (Answer(small(), lambda z: z.mean(1)), '32'),
+    (Answer(small(), lambda z: z * math.nan), 'not finite'),
+    (Answer(small(), lambda z: z * math.inf), 'not finite'),
+], ids=['7 of 10', 'sigmoid', '3 channels', 'pixels', 'probabilities', 'N x 10 x 1 x 1', 'no classes', 'nan', 'inf'])
+def test_answers_that_are_not_logits(split, model, says):
+    for look in (check, lambda m, s: unlearn(m, s, finetune(repair=BRIEF))):
+        with pytest.raises(ValueError) as e: look(model, split)
+        assert says in str(e.value)
+
+
+def test_one_class_only(split):
+    only = torch.where(split.train.labels == 3)[0]
+    one = make_split(split.train[only], split.test, [0, 1], split.classes)
+    with pytest.raises(ValueError, match='all training images are of one class'): check(small(), one)
+
+
+def test_more_outputs_than_classes_are_no_fault(split):
+    assert check(small(12), split).outputs == 12
+
+
+def test_log_probabilities_are_logits_too(split):
+    assert check(then(nn.LogSoftmax(1)), split).classes == 10
+
+
+def test_the_accuracy_that_its_owner_states(split, original):
+    seen = check(original, split).test
+    assert check(original, split, accuracy=seen).images == len(split.test)
+    darker = replace(split, test=replace(split.test, mean=split.test.mean + 1))
+    with pytest.raises(ValueError, match=r'% were stated: are mean, std'): check(original, darker, accuracy=seen)
+
+
+# Types (N10)
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_inputs_follow_the_network(split, original, dtype):
+    model = copy.deepcopy(original).to(dtype)
+    assert check(model, split).dtype == str(dtype).removeprefix('torch.')
+    assert (logits(model, split.test).argmax(1) == logits(original, split.test).argmax(1)).float().mean() > 0.98
+    for recipe in (finetune(repair=BRIEF), RECIPES['digits']['gradient_surgery'], RECIPES['digits']['activation_pruning'], RECIPES['digits']['boundary']):
+        done = unlearn(model, split, recipe)
+        assert all(p.dtype == dtype for p in done.parameters()) and logits(done, split.test).isfinite().all()
+
+
+def test_half_precision_can_be_looked_at_and_not_trained(split, original):
+    model = copy.deepcopy(original).half()
+    assert abs(accuracies(model, split)['test'] - accuracies(original, split)['test']) < 1
+    with pytest.raises(ValueError, match=r'train network.float\(\), and call .half'): unlearn(model, split, finetune(repair=BRIEF))
+    with pytest.raises(ValueError, match=r'train network.float\(\), and call .half'): unlearn(model, split, Recipe(name='up', phases=gradient_surgery().phases[:1]))
+
+
+# Batches that batch norm cannot take (N11)
+
+def few(split, n, forget): return make_split(split.train[:n], split.test, list(range(forget)), split.classes)
+
+
+@pytest.mark.parametrize('n, forget, batch', [(11, 10, 64), (10, 9, 64), (600, 90, 1)], ids=['1 retained', '1 of 10', 'batch size 1'])
+def test_batches_of_one_image(split, n, forget, batch):
+    with pytest.raises(ValueError, match='batch norm cannot train on a batch of 1 image: use a batch size of 2 or more'):
+        unlearn(small(), few(split, n, forget), finetune(repair=replace(BRIEF, batch_size=batch)))
+
+
+def test_a_last_erase_batch_of_one_image_in_train_mode(split):
+    recipe = random_labels(erase=dict(batch_size=59, lr=1e-3, train=True), repair=BRIEF)
+    with pytest.raises(ValueError, match='batch of 1 image'): unlearn(small(), split, recipe)
+    unlearn(small(), split, recipe.change(Erase, train=False))  # in eval mode a batch of one is as good as any
+
+
+def test_two_images_are_enough(split):
+    unlearn(small(), few(split, 12, 10), finetune(repair=replace(BRIEF, batch_size=2)))
+
+
+def test_networks_without_batch_norm_take_one_image(split):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    unlearn(plain, few(split, 11, 10), finetune(repair=BRIEF))
+
+
+# What its owner froze
+
+def frozen_stem(model):
+    for part in model[:3]: part.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize('name', ['finetune', 'gradient_surgery', 'random_labels', 'scrub', 'soft+surgery+pruning'])
+def test_what_is_frozen_stays_statistics_included(split, original, name):
+    model = frozen_stem(copy.deepcopy(original))
+    before = {k: v.clone() for k, v in model[:3].state_dict().items()}
+    done = unlearn(model, split, RECIPES['digits'][name])
+    after = {k: v for k, v in done.state_dict().items() if k.startswith(('0.', '1.'))}
+    assert before.keys() == after.keys() and all(torch.equal(v, after[k]) for k, v in before.items())
+    assert not torch.equal(done[-1].weight, model[-1].weight)
+
+
+def test_a_part_in_eval_mode_keeps_its_statistics(split, original):
+    model = copy.deepcopy(original).train()
+    model[1].eval()
+    done = unlearn(model, split, finetune(repair=BRIEF))
+    assert torch.equal(done[1].running_mean, original[1].running_mean) and not torch.equal(done[1].weight, original[1].weight)
+    assert not model[1].training and model.training  # looked at, not touched
+
+
+def test_everything_frozen_is_refused(split, original):
+    with pytest.raises(ValueError, match='no gradient reaches a weight'):
+        unlearn(copy.deepcopy(original).requires_grad_(False), split, finetune(repair=BRIEF))
+
+
+# Copies
+
+def test_tensors_kept_between_calls(split):
+    class Keeps(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.last = small(), None
+        def forward(self, x):
+            self.last = self.net(x)
+            return self.last
+
+    model = Keeps()
+    logits(model, split.test)
+    assert not model.last.is_inference()
+    model.train()(next(iter(split.test.images.float().split(8)))).sum()  # now it keeps a tensor with a history
+    done = unlearn(model, split, finetune(repair=BRIEF))
+    fit(done, split.retain, BRIEF)  # nothing that was left behind stops a training
+
+
+def test_a_copy_that_uses_the_original(split):
+    class Knot(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small()
+            self.run = lambda x: self.net(x)
+        def forward(self, x): return self.run(x)
+
+    with pytest.raises(ValueError, match="uses? the original's|using the original's|cannot be copied"):
+        unlearn(Knot(), split, finetune(repair=BRIEF))
+
+
+def test_a_network_that_cannot_be_copied(split):
+    class Locked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small()
+        def forward(self, x): return self.net(x)
+        def __deepcopy__(self, memo): raise TypeError('cannot pickle a lock')
+
+    with pytest.raises(ValueError, match='Locked'): unlearn(Locked(), split, finetune(repair=BRIEF))
+
+
+# Ends that are no networks (N15), and ends that cost too much (N16)
+
+@pytest.mark.parametrize('erase', [dict(batch_size=90, lr=1e30), dict(batch_size=90, passes=3, lr=1e30), dict(batch_size=90, lr=math.inf)])
+def test_erasing_that_ends_in_no_numbers(split, original, erase):
+    recipe = gradient_surgery(erase=erase, repair=BRIEF, repair_first=True)
+    for go in (unlearn, follow):
+        with pytest.raises(FloatingPointError, match='learning rate|has diverged'): go(original, split, recipe)
+
+
+def test_an_original_that_is_no_network(split, original):
+    model = copy.deepcopy(original)
+    with torch.no_grad(): model[-1].weight.fill_(math.nan)
+    for go in (unlearn, follow):
+        with pytest.raises(ValueError, match='the original network answers'): go(model, split, finetune(repair=BRIEF))
+
+
+def test_accuracy_of_no_numbers_is_no_accuracy(split, original):
+    model = copy.deepcopy(original)
+    with torch.no_grad(): model[-1].bias[0] = math.nan
+    with pytest.raises(FloatingPointError, match='not finite'): accuracies(model, split)
+
+
+@pytest.mark.parametrize('name', ['random_labels', 'scrub'])
+def test_collapse_has_a_word(split, original, name):
+    """The paper's settings are for another network."""
+    with pytest.warns(RetainCollapse, match=rf"'{name}' took the accuracy on retained images from \d+.\d to \d+.\d %"):
+        unlearn(original, split, RECIPES['paper'][name])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', RetainCollapse)
+        with pytest.raises(RetainCollapse): unlearn(original, split, RECIPES['paper'][name])
+
+
+def test_what_costs_little_is_silent(split, original):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', RetainCollapse)
+        unlearn(original, split, RECIPES['digits']['finetune'])
+
+
+def test_refusals_come_before_the_work(split, original, monkeypatch):
+    def work(*args, **kw): raise AssertionError('work has begun')
+    monkeypatch.setattr('unlearning.unlearn.fit', work)
+    with pytest.raises(ValueError, match='7 outputs'): unlearn(small(7), split, finetune(repair=BRIEF))
+    with pytest.raises(AssertionError, match='work has begun'): unlearn(original, split, finetune(repair=BRIEF))
