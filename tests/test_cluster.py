@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
 
 def data_reads():
     """How often this worker has read a split, and how often it has used one."""
-    from unlearning.data import shared_split
+    from unlearning.images import shared_split
     from unlearning.study import _checked
     return len(_checked), shared_split.cache_info()
 

@@ -13,11 +13,13 @@ import unlearning
 from unlearning import study as study_module
 from test_study import RECIPES, assert_same_logits, files, logits_of, networks, run, tiny
 from test_training import network
-from unlearning.data import load_split, read_split
+from unlearning.load import load_split
+from unlearning.images import read_split
 from unlearning.ensemble import Store, Task, claim, run_tasks, running, tidy
-from unlearning.faces import render_faces
+from unlearning.datasets.faces import render_faces
 from unlearning.study import network_tasks, split_in, verified_split, write_split
-from unlearning.training import Checkpoint, Training, fit, read_arrays, write_arrays
+from unlearning.files import Checkpoint, read_arrays, write_arrays
+from unlearning.training import Training, fit
 
 PATH = [str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]
 

@@ -5,8 +5,8 @@ import papermill, pytest
 from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_notebook
 
-from unlearning.data import data_root
-from unlearning.faces import render_faces
+from unlearning.datasets.source import data_root
+from unlearning.datasets.faces import render_faces
 from unlearning.report import NAMES
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent/'nbs'/'experiments'

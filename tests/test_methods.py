@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from unlearning.data import Images, load_split
+from unlearning.images import Images
+from unlearning.load import load_split
 from unlearning.methods import recipes
 from unlearning.methods.activation_pruning import PruneActivations
 from unlearning.methods.boundary import fgsm, nearest_other_class
@@ -15,7 +16,9 @@ from unlearning.methods.gradient_surgery import Ascend, OrthogonalToRetain, dot
 from unlearning.methods.random_labels import random_other_labels
 from unlearning.methods.scrub import AwayFromTeacher, distillation
 from unlearning.methods.soft_relabeling import SoftRelabel, soft_targets
-from unlearning.models import create_model, load_weights, save_weights, watch_activations
+from unlearning.models import create_model
+from unlearning.weights import load_weights, save_weights
+from unlearning.activations import watch_activations
 from unlearning.training import Training, fit, logits
 from unlearning.unlearn import Descend, Erase, Freeze, Recipe, Run, unlearn
 

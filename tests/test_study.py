@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 import unlearning
 from unlearning import study as study_module
-from unlearning.data import load_split
+from unlearning.load import load_split
 from unlearning.ensemble import Store, environment
 from unlearning.methods.finetune import finetune
 from unlearning.methods.random_labels import RandomLabels, random_labels
@@ -22,7 +22,8 @@ from unlearning.report import (ATTACKS, chance_table, forget_table, mia_table, p
                                resampled_gaps, save_report, summary, witness)
 from unlearning.parameters import check_parameters
 from unlearning.study import Study, network_tasks, run_study
-from unlearning.training import Training, read_arrays, write_arrays
+from unlearning.training import Training
+from unlearning.files import read_arrays, write_arrays
 from unlearning.unlearn import Erase, Recipe, stream
 
 REPAIR = Training(epochs=1, batch_size=32, lr=0.05, augment=())

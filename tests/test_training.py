@@ -8,7 +8,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
-from unlearning.data import load_split
+from unlearning.load import load_split
 from unlearning.methods.random_labels import random_labels
 from unlearning.models import create_model
 from unlearning.training import Training, class_weights, cross_entropy, fit, forward_type, logits, make_optimizer, make_schedule

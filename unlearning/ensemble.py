@@ -28,7 +28,7 @@ except ImportError: fcntl = None  # not a Unix
 
 # %% ../nbs/80_ensemble.ipynb #f1406b76
 from . import training
-from .training import Checkpoint, read_arrays, set_aside, write_arrays
+from .files import Checkpoint, read_arrays, set_aside, write_arrays
 
 # %% ../nbs/80_ensemble.ipynb #6e9608b2
 def _name(thing): return f"{getattr(thing, '__module__', None) or 'builtins'}.{thing.__qualname__}"

@@ -26,7 +26,7 @@ import safetensors
 from torch import nn
 
 # %% ../nbs/81_study.ipynb #0b9cafa6
-from .data import Split, read_split, save_split, shared_split
+from .images import Split, read_split, save_split, shared_split
 from .ensemble import (Store, Task, architecture, claim, describe, hash_of, own, progress_bar, raise_errors,
                                  run_tasks, stored_tensors, unwritable)
 from .metrics.accuracy import accuracy
@@ -34,7 +34,8 @@ from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_
 from .metrics.membership_inference import svc_mia
 from .metrics.separation import separations
 from .models import NETWORKS, create_model
-from .training import Training, fit, forward_type, logits, make_optimizer, make_schedule, set_aside
+from .training import Training, fit, forward_type, logits, make_optimizer, make_schedule
+from .files import set_aside
 from .unlearn import unlearn
 
 # %% ../nbs/81_study.ipynb #37beeef7

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream', 'Phase',
            'stepper_of', 'Erase', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase', 'before_step', 'after_step',
-           'Repair', 'repair', 'NothingChanged', 'Edit', 'Recipe', 'unlearn', 'RetainCollapse', 'look_back', 'follow']
+           'Repair', 'repair', 'NothingChanged', 'Edit', 'Recipe', 'run_recipe', 'seeded', 'unlearn', 'look_before',
+           'RetainCollapse', 'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -283,6 +284,26 @@ class Recipe:
     def pieces(self):  # in the order in which they start, each once
         return dict.fromkeys([*self.constraints, *(piece for p in self.phases for piece in (p, *p.pieces()))])
 
+# %% ../nbs/31_unlearn.ipynb #5858efb1
+def run_recipe(model, split: Split, recipe: Recipe, seed=0, progress=False, after_phase=None) -> Run:
+    "The loop itself, on copies of `model` and without a look before or after: see `unlearn`."
+    student, original = (copy_network(model).to(split.train.device) for _ in range(2))
+    run, count = Run(student, original.eval().requires_grad_(False), split, recipe, seed, progress), Counter()
+    with seeded(run, "start", 0):
+        for piece in recipe.pieces(): piece.start(run)
+    for run.phase in recipe.phases:
+        role = run.phase.role
+        with seeded(run, role, count[role]): run.phase(run)
+        count[role] += 1
+        if after_phase: after_phase(run.phase, run.student)
+    run.student.eval()
+    return run
+
+def seeded(run, role, count):
+    "The run's generator and torch's own start from seeds of this phase."
+    run.rng.manual_seed(stream(run.seed, role, count))
+    return deterministic(stream(run.seed, f"{role}, torch", count))
+
 # %% ../nbs/31_unlearn.ipynb #23fde18b
 def unlearn(
     model: nn.Module,      # the original network: any torch module from normalised images to logits
@@ -292,23 +313,17 @@ def unlearn(
     progress: bool = False,
     after_phase=None,      # called with (phase, student) when a phase ends: to look, not to touch
 ) -> nn.Module:            # in eval mode, on the split's device
-    "A copy of `model` that has gone through `recipe`. `FloatingPointError` if it ends in no numbers, `ValueError` for what cannot work."
-    refuse_half(model)
-    check(model, split, min(2, *(p.smallest(split) for p in recipe.phases)))
-    student, original = (copy_network(model).to(split.train.device) for _ in range(2))
-    run = Run(student, original.eval().requires_grad_(False), split, recipe, seed, progress)
-    count = Counter()
-    run.rng.manual_seed(stream(seed, "start", 0))
-    with deterministic(stream(seed, "start, torch", 0)):
-        for piece in recipe.pieces(): piece.start(run)
-    for run.phase in recipe.phases:
-        role = run.phase.role
-        run.rng.manual_seed(stream(seed, role, count[role]))
-        with deterministic(stream(seed, f"{role}, torch", count[role])): run.phase(run)
-        count[role] += 1
-        if after_phase: after_phase(run.phase, run.student)
+    "A copy of `model` that has gone through `recipe`. `FloatingPointError`: it ends in no numbers; `ValueError`: it cannot work."
+    look_before(model, split, [recipe])
+    run = run_recipe(model, split, recipe, seed, progress, after_phase)
     look_back(run)
-    return run.student.eval()
+    return run.student
+
+def look_before(model, split, recipes, accuracy=None):
+    "`check`, with the smallest batch on which these recipes train."
+    refuse_half(model)
+    phases = [p for recipe in recipes for p in recipe.phases]
+    return check(model, split, min([2, *(p.smallest(split) for p in phases)]), accuracy)
 
 # %% ../nbs/31_unlearn.ipynb #7775ea9e
 class RetainCollapse(UserWarning):
