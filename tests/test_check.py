@@ -1,5 +1,5 @@
 """What cannot work is refused before the work, by name and with the remedy; what goes badly says so. (Networks of other people: test_zoo.)"""
-import copy, math, warnings
+import copy, math, sys, warnings
 from dataclasses import replace
 
 import pytest, torch
@@ -242,6 +242,6 @@ def test_what_costs_little_is_silent(split, original):
 
 def test_refusals_come_before_the_work(split, original, monkeypatch):
     def work(*args, **kw): raise AssertionError('work has begun')
-    monkeypatch.setattr('unlearning.unlearn.fit', work)
+    monkeypatch.setattr(sys.modules['unlearning.unlearn'], 'fit', work)
     with pytest.raises(ValueError, match='7 outputs'): unlearn(small(7), split, finetune(repair=BRIEF))
     with pytest.raises(AssertionError, match='work has begun'): unlearn(original, split, finetune(repair=BRIEF))

@@ -11,9 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 import unlearning
 from unlearning import study as study_module
+from unlearning.unlearn import Erase, ForgetLoss
 from test_study import RECIPES, assert_same_logits, files, logits_of, networks, run, tiny
 from test_training import network
-from unlearning.load import load_split
+from unlearning.load import Share, load_split
 from unlearning.images import read_split
 from unlearning.ensemble import Store, Task, claim, run_tasks, running, tidy
 from unlearning.datasets.faces import render_faces
@@ -196,13 +197,15 @@ def test_killed_training_goes_on_to_the_same_weights(tmp_path, nursery, optimize
 def test_by_default_a_checkpoint_is_left_every_minute(tmp_path, monkeypatch):
     """Here an epoch takes 25 seconds."""
     left, now, path = [], [0.], tmp_path/'checkpoint'
-    monkeypatch.setattr('unlearning.training.time', SimpleNamespace(monotonic=lambda: now[0], process_time=time.process_time))
+    monkeypatch.setattr('unlearning.files.time', SimpleNamespace(monotonic=lambda: now[0]))
     class Watched(Checkpoint):
-        def offer(self, history, left_steps):
+        @property
+        def due(self):
             now[0] += 25
-            before = self.saved
-            super().offer(history, left_steps)
-            if self.saved != before: left.append(history[-1]['epoch'])
+            return super().due
+        def save(self, owner, arrays, facts):
+            super().save(owner, arrays, facts)
+            left.append(facts['history'][-1]['epoch'])
     fit(network(), load_split('digits', subset=200).train, Training(epochs=8, batch_size=50, lr=0.05), checkpoint=Watched(path))
     assert left == [3, 6] and path.exists()
 
@@ -216,7 +219,7 @@ def test_a_short_training_writes_no_checkpoint(tmp_path):
 def test_checkpoint_of_another_training_is_set_aside(tmp_path, other):
     images, path = load_split('digits', subset=200).train, tmp_path/'checkpoint'
     trained(images, path, **other)
-    with pytest.warns(UserWarning, match='checkpoint is the checkpoint of another training: it is set aside'): weights, steps, _ = trained(images, path)
+    with pytest.warns(UserWarning, match='checkpoint is the checkpoint of another computation: it is set aside'): weights, steps, _ = trained(images, path)
     assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
 
 
@@ -224,22 +227,22 @@ def test_study_resumes_inside_a_network_and_removes_the_checkpoint(tmp_path, who
     """The retrained network of seed 1 is killed after its fourth epoch of six."""
     code = f'''
         Checkpoint.__init__.__defaults__ = (0.,)
-        offer = Checkpoint.offer
-        def killing(self, history, left):
-            offer(self, history, left)
-            if 'retrain-001' in self.path.name and len(history) == 4: os.kill(os.getpid(), signal.SIGKILL)
-        Checkpoint.offer = killing
+        save = Checkpoint.save
+        def killing(self, owner, arrays, facts):
+            save(self, owner, arrays, facts)
+            if 'retrain-001' in self.path.name and len(facts['history']) == 4: os.kill(os.getpid(), signal.SIGKILL)
+        Checkpoint.save = killing
         run(study({str(tmp_path/'study')!r}))
     '''
     assert nursery.run(textwrap.dedent(code)) == [-signal.SIGKILL]
     assert [p.name[:11] for p in (tmp_path/'study').glob('*.checkpoint')] == ['retrain-001']
-    epochs, offer = {}, Checkpoint.offer
-    def counting(self, history, left):
-        epochs.setdefault(self.path.name[:11], []).append(history[-1]['epoch'])
-        offer(self, history, left)
-    monkeypatch.setattr(Checkpoint, 'offer', counting)
+    epochs, save = {}, Checkpoint.save
+    def counting(self, owner, arrays, facts):
+        epochs.setdefault(self.path.name[:11], []).append(facts['history'][-1]['epoch'])
+        save(self, owner, arrays, facts)
+    monkeypatch.setattr(Checkpoint, 'save', counting)
     run(study(tmp_path/'study'))
-    assert epochs == {'retrain-001': [5, 6], 'retrain-002': [1, 2, 3, 4, 5, 6]}
+    assert epochs == {'retrain-001': [5], 'retrain-002': [1, 2, 3, 4, 5]}  # none is left after the last epoch
     assert_like(tmp_path/'study', whole[0])
 
 
@@ -334,7 +337,7 @@ def test_worker_looks_at_the_split_itself(copied):
 
 def test_split_whose_images_have_changed_ends_the_study(tmp_path):
     """Writing it again is no remedy, so the error names the file that is at fault."""
-    split = load_split('celeba', root=render_faces(tmp_path/'faces', 60, 12), image_size=16, share=0.2)
+    split = load_split('celeba', root=render_faces(tmp_path/'faces', 60, 12), image_size=16, forget=Share(0.2))
     name, pixels = split.fingerprint, split.train.source.path
     with open(pixels, 'r+b') as f:
         f.seek(-1, os.SEEK_END); byte = f.read(1)
@@ -390,8 +393,8 @@ def test_whole_checkpoint_with_the_wrong_content_is_set_aside(tmp_path, wrong):
     arrays, facts = read_arrays(path)
     if wrong == 'no facts': facts = [1]
     if wrong == 'a tensor less': del arrays['rng/torch']
-    if wrong == 'another shape of the state': facts = {k: v for k, v in facts.items() if k != 'left'}
-    if wrong == 'nothing left': facts['left'] = 0
+    if wrong == 'another shape of the state': facts = {k: v for k, v in facts.items() if k != 'schedule'}
+    if wrong == 'nothing left': facts['history'] += facts['history'][:1]
     if wrong == 'more epochs than there are': facts['history'] *= 20
     write_arrays(path, arrays, facts)
     with pytest.warns(UserWarning, match=f'{path} is .* set aside as a.checkpoint.damaged'): weights, steps, _ = trained(images, path)
@@ -664,8 +667,7 @@ def test_trouble_in_one_worker_is_named_and_the_rest_goes_on(tmp_path, fate, say
 
 def test_trouble_in_one_row_leaves_the_other_rows(tmp_path):
     """Both seeds of it are named, and everything else is trained and measured."""
-    from dataclasses import replace
-    broken = replace(RECIPES['random_labels'], loss=type(RECIPES['finetune'].loss)())
+    broken = RECIPES['random_labels'].change(Erase, forget=ForgetLoss())
     with pytest.raises(RuntimeError, match=r'(?s)2 of the tasks failed.*broken, seed 0: NotImplementedError.*broken, seed 1: NotImplementedError.*Traceback'):
         run(tiny(tmp_path, recipes=dict(broken=broken) | RECIPES))
     before = files(tmp_path)

@@ -24,7 +24,6 @@ from unlearning.methods.random_labels import random_labels
 from unlearning.models import create_model
 from unlearning.study import Study, run_study
 from unlearning.training import Training, fit, logits
-from unlearning.unlearn import Erase
 
 ATTRIBUTES = '''5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair Blurry Brown_Hair Bushy_Eyebrows
     Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin
@@ -184,7 +183,7 @@ def test_counts(split):
 
 def test_whole_study_without_a_change_of_code(load, tmp_path):
     repair = Training(epochs=1, batch_size=64, lr=0.05, augment=('flip',), class_weights=True)
-    recipes = dict(finetune=finetune(repair), random_labels=random_labels(Erase(1, 20, lr=0.01), repair))
+    recipes = dict(finetune=finetune(repair=repair), random_labels=random_labels(erase=dict(batch_size=20, lr=0.01), repair=repair))
     results = run_study(Study(load(), recipes, tmp_path, training=repair, seeds=2, permutations=3, jobs=1), progress=False)
     assert results.networks.method.value_counts().to_dict() == dict(original=1, retrain=2, finetune=2, random_labels=2) and not results.failures
     assert np.isfinite(results.networks.select_dtypes('number')).all(axis=None) and len(results.quality) == 4

@@ -24,10 +24,10 @@ from unlearning.parameters import check_parameters
 from unlearning.study import Study, network_tasks, run_study
 from unlearning.training import Training
 from unlearning.files import read_arrays, write_arrays
-from unlearning.unlearn import Erase, Recipe, stream
+from unlearning.unlearn import Edit, Erase, ForgetLoss, Recipe
 
 REPAIR = Training(epochs=1, batch_size=32, lr=0.05, augment=())
-RECIPES = dict(finetune=finetune(REPAIR), random_labels=random_labels(Erase(1, 20, lr=0.01), REPAIR))
+RECIPES = dict(finetune=finetune(repair=REPAIR), random_labels=random_labels(erase=dict(batch_size=20, lr=0.01), repair=REPAIR))
 
 
 def tiny(folder, **changes):
@@ -82,9 +82,9 @@ EACH = both('finetune', 'random_labels', 'retrain')
 CHANGES = {
     'permutations': (dict(permutations=4), []),
     'jobs': (dict(jobs=2), []),
-    'name of the source': (dict(recipes=RECIPES | dict(finetune=finetune(REPAIR, 'another source'))), []),
-    'one recipe': (dict(recipes=RECIPES | dict(finetune=finetune(replace(REPAIR, lr=0.06)))), [*both('finetune'), *measured(*both('finetune'))]),
-    'a new recipe': (dict(recipes=RECIPES | dict(longer=finetune(replace(REPAIR, epochs=2)))), [*both('longer'), *measured(*both('longer'))]),
+    'name of the source': (dict(recipes=RECIPES | dict(finetune=finetune(repair=REPAIR, source='another source'))), []),
+    'one recipe': (dict(recipes=RECIPES | dict(finetune=finetune(repair=replace(REPAIR, lr=0.06)))), [*both('finetune'), *measured(*both('finetune'))]),
+    'a new recipe': (dict(recipes=RECIPES | dict(longer=finetune(repair=replace(REPAIR, epochs=2)))), [*both('longer'), *measured(*both('longer'))]),
     'a recipe less': (dict(recipes=dict(finetune=RECIPES['finetune'])), []),
     'one more seed': (dict(seeds=3), [f'{p}{m}-2' for m in ('finetune', 'random_labels', 'retrain') for p in ('', 'measure-')]),
     'samples': (dict(samples=50), measured('original-0', *EACH)),
@@ -137,9 +137,9 @@ INTERRUPTED = '''
     import os, sys, time
     sys.path[:0] = {path!r}
     import test_study
-    from unlearning import training
+    from unlearning import files
 
-    save, saved = training.save, []
+    save, saved = files.save, []
     def half(arrays, metadata):
         if len(saved) < {after}:
             saved.append(1)
@@ -147,9 +147,9 @@ INTERRUPTED = '''
         def wait(file):
             print('ready', flush=True)
             time.sleep(600)
-        training.os.fsync = wait
+        files.os.fsync = wait
         return save(arrays, metadata)[:1000]  # half a record
-    training.save = half
+    files.save = half
     test_study.run(test_study.tiny({folder!r}))
 '''
 
@@ -218,7 +218,7 @@ def figures(results):
 
 @pytest.mark.parametrize('phase', ['erase', 'repair'])
 def test_diverging_method_is_reported_and_the_tables_stand(copied, phase):
-    wild = dict(erase=random_labels(Erase(2, 5, lr=1e30), REPAIR), repair=finetune(replace(REPAIR, lr=1e30)))[phase]
+    wild = dict(erase=random_labels(erase=dict(passes=2, batch_size=5, lr=1e30), repair=REPAIR), repair=finetune(repair=replace(REPAIR, lr=1e30)))[phase]
     results = run(tiny(copied, recipes=RECIPES | dict(wild=wild)))
     assert set(results.failures) == {('wild', 0), ('wild', 1)} and all('lower' in why for why in results.failures.values())
     assert 'wild' not in set(results.networks.method) | set(results.quality.method) and len(results.networks) == 7
@@ -231,13 +231,13 @@ def test_diverging_method_is_reported_and_the_tables_stand(copied, phase):
 @dataclass(frozen=True)
 class LosesOneSeed(RandomLabels):
     seed: int = 1
-    def forget(self, run, forget, retain):
-        return super().forget(run, forget, retain) * (float('nan') if run.rng.initial_seed() == stream(self.seed, phase=2) else 1)  # of a recipe with phases 0 and 1
+    def __call__(self, run, forget, retain):
+        return super().__call__(run, forget, retain) * (float('nan') if run.seed == self.seed else 1)
 
 
 @pytest.mark.parametrize('seeds', [2, 3])
 def test_one_lost_seed_leaves_the_others(copied, seeds):
-    fragile = replace(RECIPES['random_labels'], loss=LosesOneSeed())
+    fragile = RECIPES['random_labels'].change(Erase, forget=LosesOneSeed())
     results = run(tiny(copied, recipes=dict(fragile=fragile), seeds=seeds))
     assert list(results.failures) == [('fragile', 1)]
     table = summary(results)
@@ -250,13 +250,13 @@ def test_one_lost_seed_leaves_the_others(copied, seeds):
 
 def test_network_that_diverges_in_its_last_step_is_a_lost_seed(copied):
     """No later loss reveals it, only the logits."""
-    results = run(tiny(copied, recipes=RECIPES | dict(wild=finetune(replace(REPAIR, epochs=0.01, lr=1e38, schedule='constant')))))
+    results = run(tiny(copied, recipes=RECIPES | dict(wild=finetune(repair=replace(REPAIR, epochs=0.01, lr=1e38, schedule='constant')))))
     assert set(results.failures) == {('wild', 0), ('wild', 1)} and len(results.networks) == 7
 
 
 def test_failing_code_is_not_a_lost_seed(copied):
-    with pytest.raises(RuntimeError, match='broken, seed 0: NotImplementedError.*needs such a loss'):
-        run(tiny(copied, recipes=dict(broken=replace(RECIPES['random_labels'], loss=type(RECIPES['finetune'].loss)()))))
+    with pytest.raises(RuntimeError, match='broken, seed 0: NotImplementedError.*does not say what a forget batch is taught'):
+        run(tiny(copied, recipes=dict(broken=RECIPES['random_labels'].change(Erase, forget=ForgetLoss()))))
 
 
 # Names
@@ -347,8 +347,10 @@ def test_retrained_networks_are_of_their_own(finished, stored):
 
 
 def test_methods_start_from_the_stored_original(copied, stored):
-    """A recipe without phases gives its logits back, bit by bit."""
-    run(tiny(copied, recipes=dict(still=Recipe('still', phases=()))))
+    """A recipe that changes nothing gives its logits back, bit by bit."""
+    class Still(Edit):
+        def edit(self, run): return 1
+    run(tiny(copied, recipes=dict(still=Recipe(name='still', phases=(Still(),)))))
     for path in copied.glob('still-*'):
         for part, values in load_file(path).items(): np.testing.assert_array_equal(values, stored['original'][0][part])
 

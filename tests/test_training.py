@@ -12,7 +12,7 @@ from unlearning.load import load_split
 from unlearning.methods.random_labels import random_labels
 from unlearning.models import create_model
 from unlearning.training import Training, class_weights, cross_entropy, fit, forward_type, logits, make_optimizer, make_schedule
-from unlearning.unlearn import Erase, unlearn
+from unlearning.unlearn import unlearn
 
 SETTINGS = Training(epochs=2, batch_size=50, lr=0.05, augment=('crop', 'flip', 'rotate', 'erase'))
 
@@ -46,7 +46,7 @@ def test_seed_alone_decides(images, optimizer):
 def test_global_random_states_are_left_alone(images, what):
     split, model = load_split('digits', subset=100), create_model('small', 10, 1, 8)
     actions = dict(fit=lambda: fit(network(), images, SETTINGS), create_model=lambda: create_model('vit', 10, 1, 8, seed=3),
-                   unlearn=lambda: unlearn(model, split, random_labels(Erase(1, 32), SETTINGS), seed=3), logits=lambda: logits(model, images))
+                   unlearn=lambda: unlearn(model, split, random_labels(erase=dict(batch_size=32), repair=SETTINGS), seed=3), logits=lambda: logits(model, images))
     def states(): return torch.get_rng_state().tolist(), str(np.random.get_state()), random.getstate()
     before = states()
     actions[what]()

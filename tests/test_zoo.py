@@ -27,20 +27,47 @@ def torchvisions(name, **settings): return lambda: getattr(torchvision.models, n
 def timms(name, **settings): return lambda: timm.create_model(name, num_classes=10, **settings)
 
 
+def efficientnet():
+    """efficientnet_b0 with its first blocks only."""
+    settings, last = torchvision.models.efficientnet._efficientnet_conf('efficientnet_b0', width_mult=1.0, depth_mult=0.5)
+    return torchvision.models.EfficientNet(settings[:3], 0.2, num_classes=10, last_channel=last)
+
+
+def swin():
+    """swin_t with one block of each kind in two stages."""
+    return torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [3, 3], [7, 7], num_classes=10)
+
+
+def convnext():
+    """convnext_tiny with a block a stage."""
+    settings = torchvision.models.convnext.CNBlockConfig
+    return torchvision.models.ConvNeXt([settings(24, 48, 1), settings(48, None, 1)], num_classes=10)
+
+
 # name: (builder, image size, number of activation calls)
 ZOO = {
     'timm resnet10t': (timms('resnet10t'), 32, 11),
-    'timm vit_tiny': (timms('vit_tiny_patch16_224', img_size=32), 32, 12),
+    'timm vit_tiny': (timms('vit_tiny_patch16_224', img_size=32, depth=3), 32, 3),
     'timm mobilenetv3': (timms('mobilenetv3_small_100'), 32, 42),
     'hugging face vit': (huggingface('ViT', hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=8), 32, 2),
     'hugging face resnet': (huggingface('ResNet', embedding_size=8, hidden_sizes=[8, 16], depths=[1, 2], layer_type='basic'), 32, 7),
-    'torchvision googlenet': (torchvisions('googlenet', init_weights=False), 64, 57),
-    'torchvision efficientnet_b0': (torchvisions('efficientnet_b0'), 32, 65),
-    'torchvision swin_t': (torchvisions('swin_t'), 32, 12),
-    'torchvision convnext_tiny': (torchvisions('convnext_tiny'), 32, 18),
+    'torchvision googlenet': (torchvisions('googlenet', init_weights=False), 32, 57),
+    'torchvision efficientnet': (efficientnet, 32, 13),
+    'torchvision swin': (swin, 32, 4),
+    'torchvision convnext': (convnext, 32, 2),
     'own': (Functional, 16, 2),
 }
+BIG = {'efficientnet_b0': (torchvisions('efficientnet_b0'), 65), 'swin_t': (torchvisions('swin_t'), 12), 'convnext_tiny': (torchvisions('convnext_tiny'), 18)}
 each = pytest.mark.parametrize('name', ZOO)
+
+
+def settled(net, size):
+    """With batch statistics of its own, and branches that count: at random and untrained, some networks say nearly the same of every image."""
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d): m.momentum = None
+        if hasattr(m, 'layer_scale'): nn.init.ones_(m.layer_scale)
+    with torch.no_grad(): net.train()(images(8, size=size, seed=2))
+    return net.eval()
 
 
 @pytest.fixture(scope='module')
@@ -49,9 +76,7 @@ def zoo():
     made = {}
     def get(name):
         if name not in made:
-            plain, x = build(ZOO[name][0]), images(2, size=ZOO[name][1])
-            for m in plain.modules():  # some start with a head of zeros, or branches scaled to nothing: every answer would be the same
-                if hasattr(m, 'layer_scale'): nn.init.ones_(m.layer_scale)
+            plain, x = settled(build(ZOO[name][0]), ZOO[name][1]), images(2, size=ZOO[name][1])
             made[name] = plain, pruned(copy_network(plain), x), x
         return made[name]
     return get
@@ -103,3 +128,10 @@ def test_exported(name, zoo, tmp_path):
     program = torch.export.load(export(net, tmp_path/'model.pt2', x)).module()
     more = images(3, size=ZOO[name][1], seed=1)
     with torch.no_grad(): assert torch.allclose(program(more), ask(net, more), atol=1e-4)
+
+
+@pytest.mark.parametrize('name', BIG)
+def test_whole_networks_of_torchvision(name):
+    make, calls = BIG[name]
+    net = place_masks(build(make), images(size=32))
+    assert len(masks(net)) == calls

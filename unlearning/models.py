@@ -19,8 +19,10 @@ class ResidualBlock(nn.Module):
     "Two 3 × 3 convolutions around a shortcut; each of the two activations is a module of its own."
     def __init__(self, c_in, c_out, stride):
         super().__init__()
-        self.conv1, self.bn1, self.relu1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
-        self.conv2, self.bn2, self.relu2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()
+        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.relu1 = nn.ReLU()
+        self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.relu2 = nn.ReLU()
         same = c_in == c_out and stride == 1
         self.shortcut = nn.Identity() if same else nn.Sequential(
             nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
@@ -47,13 +49,14 @@ def _torchvision_resnet(build):
 # %% ../nbs/20_models.ipynb #2f5afe01
 def _patch(image_size):
     fits = [p for p in range(4, image_size//2 + 1) if image_size % p == 0 and (image_size // p)**2 <= 256]
-    if not fits: raise ValueError(f"vit cuts an image into 4 to 256 equal patches of at least 4 × 4 pixels, and an image of {image_size} pixels "
-                                  f"cannot be cut so: resize the images, to {8 if image_size < 8 else 8 * round(image_size / 8)} for example")
-    return fits[0]
+    if fits: return fits[0]
+    raise ValueError(f"vit cuts an image into 4 to 256 equal patches of at least 4 × 4 pixels, and an image of "
+                     f"{image_size} pixels cannot be cut so: resize the images, to {max(8, 8 * round(image_size / 8))} for example")
 
 def _vit(num_classes, in_channels, image_size):
     patch = _patch(image_size)
-    model = VisionTransformer(image_size, patch, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768, num_classes=num_classes)
+    model = VisionTransformer(image_size, patch, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768,
+                              num_classes=num_classes)
     if in_channels != 3: model.conv_proj = nn.Conv2d(in_channels, 192, patch, patch)
     return model
 
@@ -104,7 +107,8 @@ def _remembers(value, modules):
     "Does this function hold one of these modules in its closure or its defaults?"
     if not inspect.isfunction(value): return False
     cells = [cell.cell_contents for cell in value.__closure__ or () if cell != type(cell)()]
-    return any(id(v) in modules for kept in (cells, value.__defaults__, (value.__kwdefaults__ or {}).values()) for v in _held(list(kept or ())))
+    kept = [*cells, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+    return any(id(v) in modules for v in _held(kept))
 
 def _closure(net):
     "The name of an attribute whose function remembers a module of this network, or None."
@@ -118,11 +122,12 @@ def copy_network(model: nn.Module) -> nn.Module:
     "An independent deep copy of the unwrapped network. `ValueError` for one that cannot be copied."
     net = unwrap(model)
     if name := _closure(net):
-        raise ValueError(f"{type(net).__name__} cannot be copied: the function in its attribute {name!r} remembers the network itself, and that "
-                         "of a copy would go on asking the original: make it a method")
+        raise ValueError(f"{type(net).__name__} cannot be copied: the function in its attribute {name!r} remembers the "
+                         "network itself, and that of a copy would go on asking the original: make it a method")
     memo = {id(t): t.detach().clone() for t in _computed(net)}
     try: return copy.deepcopy(net, memo)
-    except Exception as e: raise ValueError(f"{type(net).__name__} cannot be copied ({_uncopied(net)}: {e}): {_KEEP_OUTSIDE}") from e
+    except Exception as e:
+        raise ValueError(f"{type(net).__name__} cannot be copied ({_uncopied(net)}: {e}): {_KEEP_OUTSIDE}") from e
 
 def _uncopied(net):
     for name, value in _attributes(net):
@@ -144,7 +149,7 @@ def _leaves(out):
 def depends_on_its_weights(
     model: nn.Module,
     x,                # images, N × C × H × W
-) -> bool:            # False: nothing it computes reaches its parameters, or something reaches parameters that are not its own
+) -> bool:            # False: the answer reaches none of its parameters, or some that are not its own
     "Whether a network's answer depends on its own parameters and on nobody else's."
     own = {id(p) for p in model.parameters()}
     frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
@@ -165,8 +170,8 @@ def find_logits(out) -> torch.Tensor:
     tensors = [v for v in inside if isinstance(v, torch.Tensor)]
     if tensors and (len(tensors) == 1 or not isinstance(out, Mapping)): return tensors[0]
     keys = f" with keys {', '.join(map(str, out))}" if isinstance(out, Mapping) else ""
-    raise TypeError(f"no logits in what the network returned, a {type(out).__name__}{keys}: expected a tensor, a tuple that begins with one, "
-                    "or a dict or an object with 'logits'")
+    raise TypeError(f"no logits in what the network returned, a {type(out).__name__}{keys}: expected a tensor, "
+                    "a tuple that begins with one, or a dict or an object with 'logits'")
 
 # %% ../nbs/20_models.ipynb #f772181d
 def _check_shape(out, n):
@@ -185,5 +190,5 @@ def outputs(
     model: nn.Module,
     x,                # images, N × C × H × W
 ) -> torch.Tensor:    # logits, N × classes
-    "A network's logits, whatever it returns. `TypeError` where there are none, `ValueError` where their shape is another."
+    "A network's logits, whatever it returns. `TypeError` where there are none, `ValueError` for another shape."
     return _check_shape(find_logits(model(follow_dtype(model, x))), len(x))

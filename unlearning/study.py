@@ -9,8 +9,8 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'PARTS', 'MEASURE_COST', 'with_ten
            'recipe_settings', 'original_task', 'training_settings', 'network_tasks', 'verified_split', 'split_in',
            'write_split', 'logits_of', 'weights_of', 'weights_in', 'Setup', 'Maker', 'timed', 'Given', 'maker',
            'Measurer', 'measurements', 'Results', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced',
-           'reduced', 'by_method', 'name_of', 'titles', 'facts_of', 'collect', 'trained_first', 'without_original',
-           'too_few_retrained', 'run_study']
+           'reduced', 'by_method', 'name_of', 'titles', 'facts_of', 'collect', 'trained_first', 'look',
+           'without_original', 'too_few_retrained', 'run_study']
 
 # %% ../nbs/81_study.ipynb #a0c93099
 import copy, inspect, os, time
@@ -27,6 +27,7 @@ from torch import nn
 
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .images import Split, read_split, save_split, shared_split
+from .check import check
 from .ensemble import (Store, Task, architecture, claim, describe, hash_of, own, progress_bar, raise_errors,
                                  run_tasks, stored_tensors, unwritable)
 from .metrics.accuracy import accuracy
@@ -36,7 +37,7 @@ from .metrics.separation import separations
 from .models import NETWORKS, create_model
 from .training import Training, fit, forward_type, logits, make_optimizer, make_schedule
 from .files import set_aside
-from .unlearn import unlearn
+from .unlearn import look_before, run_recipe
 
 # %% ../nbs/81_study.ipynb #37beeef7
 def with_tensors(model: nn.Module, make) -> nn.Module:
@@ -172,7 +173,7 @@ def check_types(settings, where=""):
 def checked_training(t: Training) -> Training:
     "The training, with Python's numbers. `ValueError` if it could not run."
     check_types(t, "training.")
-    t = replace(t, **{k: v.item() for k, v in vars(t).items() if isinstance(v, np.generic)})
+    t = replace(t, augment=tuple(t.augment), **{k: v.item() for k, v in vars(t).items() if isinstance(v, np.generic)})
     for name in ("epochs", "batch_size"):
         if getattr(t, name) <= 0: raise ValueError(f"training.{name} is {getattr(t, name)}: ask for more than 0")
     make_schedule(make_optimizer([torch.zeros(1)], t), t, 1, 1)
@@ -187,7 +188,6 @@ class Study:
     recipes: dict                    # name of the row: Recipe
     folder: str | Path               # of the store; finished work found there is not repeated
     network: object = None           # a name, a builder or a module; None: like the original, or "small"
-    original: nn.Module | None = None  # trained by its owner on all of train; None: the study trains one
     training: Training = Training()  # of the original and the retrained networks
     seeds: int = 8                   # K
     samples: int | None = None       # shadow images a side for membership inference; None: all that balance allows
@@ -195,6 +195,7 @@ class Study:
     jobs: int = -1                   # processes; -1: one a core
     device: str = "cpu"
     scheduler: str = ""              # address of a Dask scheduler, see `run_tasks`; empty: this machine
+    original: nn.Module | None = None  # trained by its owner on all of train; None: the study trains one
 
     def __post_init__(self):
         check_types(self)
@@ -239,13 +240,7 @@ def check_rows(study):
 # %% ../nbs/81_study.ipynb #49982ecc
 def cost_of(recipe, split) -> float:
     "Image passes of a recipe."
-    return sum(_images(phase, recipe, split) for phase in recipe.phases)
-
-def _images(phase, recipe, split):
-    if not isinstance(phase, str): return phase.images(split)
-    # FALLBACK, both lines: remove them, and `_images`, when phases are objects.
-    if phase == "repair": return recipe.repair.epochs * len(split.retain)
-    return (4 * recipe.erase.passes if recipe.erase else 1) * len(split.forget)
+    return sum(phase.images(split) for phase in recipe.phases)
 
 def recipe_settings(recipe) -> dict:
     "What of a recipe determines a network: not the words about it."
@@ -373,7 +368,7 @@ class Maker(Setup):
 
     def unlearned(self, split, task):
         model = self.of_original.filled(weights_in(self.store.load(self.original)[0]))
-        return timed(lambda: unlearn(model, split, self.recipes[task.method], task.seed), self.device)
+        return timed(lambda: run_recipe(model, split, self.recipes[task.method], task.seed).student, self.device)
 
 # %% ../nbs/81_study.ipynb #85ed6323
 def timed(work, device) -> tuple:  # what it gives; seconds of this process, or of the clock on a GPU
@@ -512,6 +507,13 @@ def trained_first(study, tasks, run, make) -> dict:
     here = study.device if torch.cuda.is_available() else "cpu"
     return run(original, Given(study.original, study.split.to(here)), 1, "") | run(tasks["retrain"], make)
 
+def look(study):
+    "What cannot work is refused before the work: see `check`."
+    model = study.plan.fresh(0) if study.original is None else study.original
+    smallest = min(2, study.training.batch_size, len(study.split.retain))
+    check(model, study.split, smallest)
+    look_before(model, study.split, study.recipes.values())
+
 def without_original(tasks, failures, broken):
     "Nothing can be unlearned without it."
     original = tasks["original"][0]
@@ -528,6 +530,7 @@ def run_study(
     progress: bool = True,  # one line on stderr
 ) -> Results:
     "Train, unlearn and measure what is not in the study's folder yet. Interrupt it at any moment, and run it again."
+    look(study)
     store, tasks, broken = Store(study.folder), network_tasks(study), {}
     split_path, measured = str(write_split(study.split, store)), measurements(study, tasks)
     make, measure = maker(study, split_path, store, tasks["original"][0]), Measurer(split_path, store, study.samples)

@@ -35,20 +35,21 @@ def save_weights(
     model: nn.Module,
     path,
 ) -> Path:
-    "Write weights, buffers and masks as safetensors under their plain names; atomic: the file is whole, or it is not there."
+    "Write weights, buffers and masks as safetensors under their plain names; the file is whole, or it is not there."
     net, path = unwrap(model), Path(path)
     state = {_plain(k): v for k, v in net.state_dict().items()}
     if other := [k for k, v in state.items() if not isinstance(v, torch.Tensor)]:
-        raise ValueError(f"{type(net).__name__} keeps {other[0]!r} in its state, which is no tensor: safetensors cannot hold it")
+        raise ValueError(f"{type(net).__name__} keeps {other[0]!r} in its state: safetensors holds tensors only")
     ties, image = _ties(state), _image(net)
     facts = ties | ({"image": json.dumps(image)} if image else {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as part: save_file({k: v.contiguous().clone() for k, v in state.items() if k not in ties}, part, facts)
+    once = {k: v.contiguous().clone() for k, v in state.items() if k not in ties}
+    with write_whole(path) as part: save_file(once, part, facts)
     return path
 
 # %% ../nbs/22_weights.ipynb #082955c4
-_WHOLE = ("it holds more than tensors and plain values, as a network that was pickled whole does, and reading that would execute its code: where "
-          "you trust it, load it with its own code and write torch.save(model.state_dict(), …)")
+_WHOLE = ("it holds more than tensors and plain values, as a network that was pickled whole does, and reading that "
+          "would execute its code: where you trust it, load it with its own code and write torch.save(model.state_dict(), …)")
 
 def _read(path):
     "What a file holds, and the facts in its header."
@@ -67,13 +68,17 @@ def _read_torch(path):
     with open(path, "rb") as f: return torch.load(f, map_location="cpu", weights_only=True)
 
 def _broken(e):
-    if "TorchScript" in str(e): return "is a scripted network: write its weights, torch.save(torch.jit.load(path).state_dict(), …)"
-    return f"is not whole, or not what its first bytes say ({str(e).split('. ')[0][:100]}): fetch it once more from where it came"
+    scripted = "is a scripted network: write its weights, torch.save(torch.jit.load(path).state_dict(), …)"
+    why = f"({str(e).split('. ')[0][:100]})"
+    damaged = f"is not whole, or not what its first bytes say {why}: fetch it once more from where it came"
+    return scripted if "TorchScript" in str(e) else damaged
 
 # %% ../nbs/22_weights.ipynb #2c5c75db
-_KEYS = "state_dict model_state_dict model_state model net network module weights params ema_state_dict state_dict_ema model_ema ema".split()
+_KEYS = ("state_dict model_state_dict model_state model net network module weights params "
+         "ema_state_dict state_dict_ema model_ema ema").split()
 
-def _is_state(found): return isinstance(found, Mapping) and len(found) > 0 and all(isinstance(v, torch.Tensor) for v in found.values())
+def _is_state(found):
+    return isinstance(found, Mapping) and len(found) > 0 and all(isinstance(v, torch.Tensor) for v in found.values())
 
 def _find_state(found):
     "The weights by name within a checkpoint, or None."
@@ -107,7 +112,8 @@ def _misfit(own, state):
     shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
     said = [f"it lacks {missing[0]!r}" + _more(missing)] if missing else []
     if unexpected: said.append(f"it has {unexpected[0]!r}, which the network lacks" + _more(unexpected))
-    if shapes: said.append(f"{shapes[0]!r} is {tuple(state[shapes[0]].shape)}, and in the network {tuple(own[shapes[0]].shape)}" + _more(shapes))
+    for k in shapes[:1]:
+        said.append(f"{k!r} is {tuple(state[k].shape)}, and in the network {tuple(own[k].shape)}" + _more(shapes))
     return "; ".join(said) or None
 
 def _more(names): return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
@@ -121,7 +127,8 @@ def _with_places(net, state, facts):
         shape, dtype = json.loads(facts["image"])
         net = place_masks(net, torch.zeros(2, *shape, dtype=getattr(torch, dtype), device=_device(net)))
     for name, m in masks(net).items():
-        if f"{name}.mask" in state and m.mask is None: m.mask = torch.ones(m.size, dtype=torch.bool, device=_device(net))
+        if f"{name}.mask" in state and m.mask is None:
+            m.mask = torch.ones(m.size, dtype=torch.bool, device=_device(net))
     return net
 
 def _tie(net, name, to):
@@ -134,12 +141,15 @@ def load_weights(
     model: nn.Module,
     path,             # a file of `save_weights`, or a torch checkpoint (also nested, also with prefixes)
 ) -> nn.Module:       # the network, with masks where the file has them
-    "Read weights into a network of the same architecture, in place. `ValueError` if the file is damaged or does not fit."
+    "Read weights into a network of the same architecture, in place. `ValueError`: the file is damaged, or does not fit."
     found, facts = _read(path)
     state = _find_state(found)
-    if state is None: raise ValueError(f"{path} holds no weights by name, but {_inventory(found)}: looked for tensors, or under {', '.join(_KEYS)}")
+    if state is None:
+        looked = f"looked for tensors, or under {', '.join(_KEYS)}"
+        raise ValueError(f"{path} holds no weights by name, but {_inventory(found)}: {looked}")
     try: net = _with_places(unwrap(model), state, facts)
-    except Exception as e: raise ValueError(f"{path} does not fit this network: its masks cannot be placed ({e})") from e
+    except Exception as e:
+        raise ValueError(f"{path} does not fit this network: its masks cannot be placed ({e})") from e
     own = net.state_dict()
     state = _tied_too(own, _named_as(own, state), facts)
     if why := _misfit(own, state): raise ValueError(f"{path} does not fit this network: {why}{_hint(state, own)}")
@@ -149,7 +159,9 @@ def load_weights(
         if name in own and to in own: _tie(net, name, to)
     return net if unwrap(model) is not net else model
 
-def _inventory(found): return f"a dict with {', '.join(map(repr, list(found)[:5]))}" if isinstance(found, Mapping) else f"a {type(found).__name__}"
+def _inventory(found):
+    keys = f" with {', '.join(map(repr, list(found)[:5]))}" if isinstance(found, Mapping) else ""
+    return f"a {type(found).__name__}{keys}"
 
 def _hint(state, own):
     extra = [k for k in state if k not in own and state[k].dtype == torch.bool and k.endswith(".mask")]
@@ -164,7 +176,7 @@ def _program(net, x):
     batch = torch.cat([x, x])[:max(2, len(x))]  # torch would take a batch of one for a constant
     try: return torch.export.export(net, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception:
-        warnings.warn(f"torch cannot export this network for any number of images: the program takes {len(x)} at a time")
+        warnings.warn(f"torch cannot export this network for any number of images: its program takes {len(x)} at a time")
         return torch.export.export(net, (x,))
 
 @torch.no_grad()
@@ -173,7 +185,7 @@ def export(
     path,
     example,          # images as the network takes them, N × C × H × W
 ) -> Path:
-    "Write the network in eval mode as a program that torch runs without this library: `torch.export.load(path).module()(x)`; atomic."
+    "Write the network in eval mode as a program for torch alone: `torch.export.load(path).module()(x)`; atomic."
     net, path = copy_network(model).eval(), Path(path)
     outputs(net, example)  # its refusals are in words
     path.parent.mkdir(parents=True, exist_ok=True)
