@@ -8,6 +8,7 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 
+from unlearning.images import Batch
 from unlearning.load import load_split
 from unlearning.methods.random_labels import random_labels
 from unlearning.models import create_model
@@ -69,9 +70,9 @@ def test_bfloat16_is_coarser_in_the_products_only(images):
     assert 0 < (first - fine).norm() / fine.norm() < 0.05
     model, inside, seen = network(), [], []
     model[0].register_forward_hook(lambda module, args, out: inside.append(out.dtype))
-    def loss(z, x, y):
+    def loss(z, batch):
         seen.append(z.dtype)
-        return nn.functional.cross_entropy(z, y)
+        return nn.functional.cross_entropy(z, batch.y)
     fit(model, images, replace(SETTINGS, precision='bfloat16'), loss=loss)
     assert set(inside) == {torch.bfloat16} and set(seen) == {torch.float32} and {t.dtype for t in model.state_dict().values()} == {torch.float32, torch.int64}
     inside.clear()
@@ -91,7 +92,7 @@ def test_precision_of_a_device():
 
 def test_no_batch_is_smaller_than_asked_for(images):
     sizes = []
-    fit(network(), images, replace(SETTINGS, epochs=2, batch_size=99), loss=lambda z, x, y: (sizes.append(len(y)), nn.functional.cross_entropy(z, y))[1])
+    fit(network(), images, replace(SETTINGS, epochs=2, batch_size=99), loss=lambda z, batch: (sizes.append(len(batch.y)), nn.functional.cross_entropy(z, batch.y))[1])
     assert sizes == [99] * 4
 
 
@@ -110,7 +111,7 @@ def test_loss_written_out(images, smoothing, weighted):
     w = 40 / (10 * one_hot.sum(0)) if weighted else torch.ones(10, dtype=torch.float64)
     target = (1 - smoothing) * one_hot + smoothing / 10
     want = -(w[some.labels] * (target * log_p).sum(1)).sum() / w[some.labels].sum()
-    got = cross_entropy(Training(label_smoothing=smoothing, class_weights=weighted), some)(z.float(), None, some.labels)
+    got = cross_entropy(Training(label_smoothing=smoothing, class_weights=weighted), some)(z.float(), Batch(None, some.labels, None))
     assert got.item() == pytest.approx(want.item(), rel=1e-5)
 
 
@@ -159,10 +160,10 @@ def test_constant_stays():
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
 def test_loss_that_is_not_finite_names_epoch_and_step(images, value):
     calls = []
-    def loss(z, x, y):
+    def loss(z, batch):
         calls.append(1)
         return z.sum() * 0 + (value if len(calls) == 7 else 1.)
-    with pytest.raises(FloatingPointError, match=rf'loss is {value} at epoch 2, step 3: lower the learning rate \(it is 0.05\)'):
+    with pytest.raises(FloatingPointError, match=rf'loss is {value} at step 3 of epoch 2: lower the learning rate \(it is 0.05\)'):
         fit(network(), images, SETTINGS, loss=loss)
 
 

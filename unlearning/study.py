@@ -472,7 +472,8 @@ def name_of(network):
     return network if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
 
 def titles(study) -> dict:  # name of the row: what tables call it
-    named = {name: getattr(recipe, "title", "") or name for name, recipe in study.recipes.items()}
+    # A variant under a name of its own is called by that name, or two rows would have one title.
+    named = {row: recipe.title or row if row == recipe.name else row for row, recipe in study.recipes.items()}
     return {"retrain": "Retrain", **named, "original": "No Unlearning"}
 
 def facts_of(study, environments) -> dict:
