@@ -50,7 +50,7 @@ def activation_pruning(
     repair: Training = Training(epochs=4, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=1e-3,
                                 schedule="cosine", augment=PAPER_TRAINING.augment),
     rounds: int = 2,  # prune, repair, prune, repair
-    source: str = "the paper's authors; the length of the repair is ours",
+    source: str = "sachit3022/unlearning; length of the repair: this library",
 ) -> Recipe:
     "Activation pruning, the paper's third technique (§3.3): it acts on the constraints."
     phases = PruneActivations(first=first, last=last), Repair(training=repair)

@@ -43,12 +43,13 @@ class NearestBoundary(ForgetLoss):
 
 # %% ../../nbs/methods/42_boundary.ipynb #ab961aa6
 def boundary(
-    *, bound: float = 0.1,  # the authors'
+    *, bound: float = 0.1,  # the repository's
     erase: dict = dict(passes=10, batch_size=64, lr=1e-5, momentum=0.9),  # Chen et al., 2023, §5
     repair: Training = replace(PAPER_TRAINING, epochs=4),
     repair_first: bool = False,
-    source: str = "the paper's authors (bound), Chen et al., 2023 (erase)",
+    source: str = "sachit3022/unlearning (bound), Chen et al., 2023 (erase)",
 ) -> Recipe:
     "Boundary unlearning, its 'shrink' form: the paper's baseline [5]."
     phases = Erase(forget=NearestBoundary(bound), **erase), Repair(training=repair)
-    return Recipe(name="boundary", title="Boundary Unlearning", phases=phases[::-1] if repair_first else phases, source=source)
+    if repair_first: phases = phases[::-1]
+    return Recipe(name="boundary", title="Boundary Unlearning", phases=phases, source=source)

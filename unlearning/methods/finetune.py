@@ -13,7 +13,7 @@ from ..unlearn import Recipe, Repair
 # %% ../../nbs/methods/40_finetune.ipynb #2c43c329
 def finetune(
     *, repair: Training = replace(PAPER_TRAINING, epochs=10),  # the authors': the original's optimizer, 10 epochs
-    source: str = "the paper's authors",
+    source: str = "sachit3022/unlearning",
 ) -> Recipe:
     "Finetuning on the retain set: the paper's baseline [7]."
     return Recipe(name="finetune", title="Finetune", phases=(Repair(training=repair),), source=source)

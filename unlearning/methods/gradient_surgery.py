@@ -51,7 +51,7 @@ def gradient_surgery(
                                 schedule="halving", augment=PAPER_TRAINING.augment),
     l1: float = 1e-3,
     repair_first: bool = False,
-    source: str = "the paper's authors",
+    source: str = "sachit3022/unlearning",
 ) -> Recipe:
     "Gradient surgery, the paper's second technique (§3.2): it acts on the optimization."
     phases = Erase(forget=Ascend(), step=OrthogonalToRetain(), **erase), Repair(training=repair)

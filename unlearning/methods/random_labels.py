@@ -30,8 +30,9 @@ def random_labels(
     *, erase: dict = dict(passes=20, batch_size=512, lr=0.01, momentum=0.9),  # settings of `Erase`
     repair: Training = replace(PAPER_TRAINING, epochs=4),
     repair_first: bool = False,
-    source: str = "the authors' settings for soft-relabeling",
+    source: str = "those of soft-relabeling, sachit3022/unlearning",
 ) -> Recipe:
     "Random relabeling of the forget set, then training on retain: a baseline of the paper (§5)."
     phases = Erase(forget=RandomLabels(), **erase), Repair(training=repair)
-    return Recipe(name="random_labels", title="Random Labels", phases=phases[::-1] if repair_first else phases, source=source)
+    if repair_first: phases = phases[::-1]
+    return Recipe(name="random_labels", title="Random Labels", phases=phases, source=source)

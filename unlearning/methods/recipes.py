@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RECIPES', 'TUNED_FOR', 'first', 'with_surgery', 'with_pruning', 'hybrids', 'collection', 'in_proportion', 'transfer']
 
-# %% ../../nbs/methods/69_recipes.ipynb #b76376dc
+# %% ../../nbs/methods/69_recipes.ipynb #bd971b02
 from dataclasses import replace
+from functools import partial
 from .activation_pruning import PruneActivations, activation_pruning
 from .boundary import boundary
 from .finetune import finetune
@@ -17,7 +18,7 @@ from .soft_relabeling import soft_relabeling
 from ..training import Training
 from ..unlearn import Erase, Recipe, Repair
 
-# %% ../../nbs/methods/69_recipes.ipynb #2cad09e0
+# %% ../../nbs/methods/69_recipes.ipynb #2bf6fd83
 def first(recipe: Recipe, kind): return next(p for p in recipe.phases if isinstance(p, kind))
 
 def with_surgery(recipe: Recipe, surgery: Recipe) -> Recipe:
@@ -31,61 +32,81 @@ def with_pruning(recipe: Recipe, pruning: Recipe) -> Recipe:
     once = first(pruning, PruneActivations), first(recipe, Erase), first(recipe, Repair)
     return replace(recipe, phases=once * rounds)
 
-# %% ../../nbs/methods/69_recipes.ipynb #f931804d
+# %% ../../nbs/methods/69_recipes.ipynb #24f6ec40
 def hybrids(soft: Recipe, surgery: Recipe, pruning: Recipe) -> dict:  # by name
     "The three pairs and the triple of the paper's techniques."
     both = with_surgery(soft, surgery)
-    made = {"soft+surgery": both, "soft+pruning": with_pruning(soft, pruning),
-            "surgery+pruning": with_pruning(surgery, pruning), "soft+surgery+pruning": with_pruning(both, pruning)}
+    made = {"soft+surgery": both,
+            "soft+pruning": with_pruning(soft, pruning),
+            "surgery+pruning": with_pruning(surgery, pruning),
+            "soft+surgery+pruning": with_pruning(both, pruning)}
     title = lambda name: " + ".join(part.capitalize() for part in name.split("+"))
     return {name: replace(recipe, name=name, title=title(name), source="erase and repair of its first part")
             for name, recipe in made.items()}
 
 def collection(source, *recipes) -> dict:  # by name
-    "Recipes and the hybrids of the three techniques among them; `source`: where their settings come from, None: as they say."
+    "Recipes and the hybrids of the three techniques among them; `source`: of their settings, None: as they say."
     by_name = {r.name: replace(r, source=source or r.source) for r in recipes}
     techniques = (by_name[name] for name in ("soft_relabeling", "gradient_surgery", "activation_pruning"))
     return by_name | hybrids(*techniques)
 
 RECIPES = {}  # what the settings were tuned for: recipes by name
 
-# %% ../../nbs/methods/69_recipes.ipynb #4b239002
-RECIPES["paper"] = collection(None, finetune(), random_labels(), scrub(), boundary(), soft_relabeling(), gradient_surgery(), activation_pruning())
+# %% ../../nbs/methods/69_recipes.ipynb #4cb23be1
+RECIPES["paper"] = collection(None, finetune(), random_labels(), scrub(), boundary(),
+                              soft_relabeling(), gradient_surgery(), activation_pruning())
 
-# %% ../../nbs/methods/69_recipes.ipynb #83ac2441
-_CIFAR10 = "best of 16 random trials on 9,000 images of CIFAR-10, 1,000 to forget (nbs/results/tuning_cifar10_laptop.csv)"
+# %% ../../nbs/methods/69_recipes.ipynb #9bcd88e0
+_repair, _erase = partial(Training, augment=("flip",)), partial(dict, momentum=0.9)
+_CIFAR10 = ("best of 16 random trials on 9,000 images of CIFAR-10, 1,000 to forget "
+            "(nbs/results/tuning_cifar10_laptop.csv)")
 RECIPES["cifar10_fifth"] = collection(_CIFAR10,
-    finetune(repair=Training(epochs=1.56, batch_size=128, lr=0.32, augment=("flip",))),
-    random_labels(erase=dict(batch_size=64, lr=0.0058, momentum=0.9), repair=Training(epochs=1.32, batch_size=64, lr=0.19, augment=("flip",))),
-    scrub(alpha=0.13, gamma=1.0, erase=dict(batch_size=64, lr=0.00024, momentum=0.9), repair=Training(epochs=0.6, batch_size=64, lr=0.097, augment=("flip",)), rounds=1),
-    boundary(bound=0.1, erase=dict(batch_size=128, lr=0.0016, momentum=0.9), repair=Training(epochs=1.32, batch_size=256, lr=0.34, augment=("flip",))),
-    soft_relabeling(temperature=1.0, erase=dict(batch_size=64, lr=0.011, momentum=0.9), repair=Training(epochs=1.32, batch_size=128, lr=0.18, augment=("flip",))),
-    gradient_surgery(erase=dict(batch_size=128, lr=0.0027, momentum=0.9), repair=Training(epochs=1.32, batch_size=128, lr=0.27, augment=("flip",)), l1=1.4e-07),
-    activation_pruning(first=0.99, last=0.75, repair=Training(epochs=1.38, batch_size=128, lr=0.14, augment=("flip",)), rounds=1))
+    finetune(repair=_repair(epochs=1.56, batch_size=128, lr=0.32)),
+    random_labels(erase=_erase(batch_size=64, lr=0.0058), repair=_repair(epochs=1.32, batch_size=64, lr=0.19)),
+    scrub(alpha=0.13, gamma=1.0, erase=_erase(batch_size=64, lr=0.00024), rounds=1,
+          repair=_repair(epochs=0.6, batch_size=64, lr=0.097)),
+    boundary(bound=0.1, erase=_erase(batch_size=128, lr=0.0016),
+             repair=_repair(epochs=1.32, batch_size=256, lr=0.34)),
+    soft_relabeling(temperature=1.0, erase=_erase(batch_size=64, lr=0.011),
+                    repair=_repair(epochs=1.32, batch_size=128, lr=0.18)),
+    gradient_surgery(erase=_erase(batch_size=128, lr=0.0027), l1=1.4e-07,
+                     repair=_repair(epochs=1.32, batch_size=128, lr=0.27)),
+    activation_pruning(first=0.99, last=0.75, repair=_repair(epochs=1.38, batch_size=128, lr=0.14), rounds=1))
 
-# %% ../../nbs/methods/69_recipes.ipynb #159277f0
-_FULL = "best of 8 random trials on 45,000 images of CIFAR-10, 5,000 to forget (nbs/results/tuning_cifar10_full.csv)"
+# %% ../../nbs/methods/69_recipes.ipynb #7c943e3e
+_FULL = ("best of 8 random trials on 45,000 images of CIFAR-10, 5,000 to forget "
+         "(nbs/results/tuning_cifar10_full.csv)")
 RECIPES["cifar10"] = collection(_FULL,
     finetune(repair=Training(epochs=1.04, batch_size=256, lr=0.28)),
-    random_labels(erase=dict(batch_size=256, lr=0.0022, momentum=0.9), repair=Training(epochs=0.88, batch_size=128, lr=0.2)),
-    scrub(alpha=0.11, gamma=1.0, erase=dict(batch_size=128, lr=4.4e-05, momentum=0.9), repair=Training(epochs=0.4, batch_size=128, lr=0.16), rounds=1),
-    boundary(bound=0.1, erase=dict(batch_size=128, lr=0.00041, momentum=0.9), repair=Training(epochs=0.88, batch_size=256, lr=0.34)),
-    soft_relabeling(temperature=8.0, erase=dict(batch_size=128, lr=0.011, momentum=0.9), repair=Training(epochs=0.88, batch_size=128, lr=0.099)),
-    gradient_surgery(erase=dict(batch_size=64, lr=0.00065, momentum=0.9), repair=Training(epochs=0.88, batch_size=256, lr=0.31), l1=5.4e-06),
+    random_labels(erase=_erase(batch_size=256, lr=0.0022), repair=Training(epochs=0.88, batch_size=128, lr=0.2)),
+    scrub(alpha=0.11, gamma=1.0, erase=_erase(batch_size=128, lr=4.4e-05), rounds=1,
+          repair=Training(epochs=0.4, batch_size=128, lr=0.16)),
+    boundary(bound=0.1, erase=_erase(batch_size=128, lr=0.00041),
+             repair=Training(epochs=0.88, batch_size=256, lr=0.34)),
+    soft_relabeling(temperature=8.0, erase=_erase(batch_size=128, lr=0.011),
+                    repair=Training(epochs=0.88, batch_size=128, lr=0.099)),
+    gradient_surgery(erase=_erase(batch_size=64, lr=0.00065), l1=5.4e-06,
+                     repair=Training(epochs=0.88, batch_size=256, lr=0.31)),
     activation_pruning(first=0.99, last=0.95, repair=Training(epochs=0.92, batch_size=256, lr=0.28), rounds=1))
 
-# %% ../../nbs/methods/69_recipes.ipynb #00fd2945
+# %% ../../nbs/methods/69_recipes.ipynb #4a83caba
+_plain = partial(Training, augment=())
 _DIGITS = "best of 16 random trials on 500 digits, 150 to forget (nbs/results/tuning_digits.csv)"
 RECIPES["digits"] = collection(_DIGITS,
-    finetune(repair=Training(epochs=1.56, batch_size=64, lr=0.22, augment=())),
-    random_labels(erase=dict(batch_size=16, lr=0.00079, momentum=0.9), repair=Training(epochs=1.32, batch_size=64, lr=0.25, augment=()), repair_first=True),
-    scrub(alpha=0.82, gamma=1.0, erase=dict(batch_size=64, lr=0.00012, momentum=0.9), repair=Training(epochs=0.6, batch_size=64, lr=0.21, augment=()), rounds=1),
-    boundary(bound=0.1, erase=dict(batch_size=64, lr=0.0035, momentum=0.9), repair=Training(epochs=1.32, batch_size=32, lr=0.15, augment=()), repair_first=True),
-    soft_relabeling(temperature=2.0, erase=dict(batch_size=32, lr=0.033, momentum=0.9), repair=Training(epochs=1.32, batch_size=64, lr=0.12, augment=())),
-    gradient_surgery(erase=dict(batch_size=64, lr=3e-05, momentum=0.9), repair=Training(epochs=1.32, batch_size=32, lr=0.18, augment=()), l1=5.7e-07, repair_first=True),
-    activation_pruning(first=0.99, last=0.79, repair=Training(epochs=1.38, batch_size=64, lr=0.15, augment=()), rounds=1))
+    finetune(repair=_plain(epochs=1.56, batch_size=64, lr=0.22)),
+    random_labels(erase=_erase(batch_size=16, lr=0.00079), repair_first=True,
+                  repair=_plain(epochs=1.32, batch_size=64, lr=0.25)),
+    scrub(alpha=0.82, gamma=1.0, erase=_erase(batch_size=64, lr=0.00012), rounds=1,
+          repair=_plain(epochs=0.6, batch_size=64, lr=0.21)),
+    boundary(bound=0.1, erase=_erase(batch_size=64, lr=0.0035), repair_first=True,
+             repair=_plain(epochs=1.32, batch_size=32, lr=0.15)),
+    soft_relabeling(temperature=2.0, erase=_erase(batch_size=32, lr=0.033),
+                    repair=_plain(epochs=1.32, batch_size=64, lr=0.12)),
+    gradient_surgery(erase=_erase(batch_size=64, lr=3e-05), l1=5.7e-07, repair_first=True,
+                     repair=_plain(epochs=1.32, batch_size=32, lr=0.18)),
+    activation_pruning(first=0.99, last=0.79, repair=_plain(epochs=1.38, batch_size=64, lr=0.15), rounds=1))
 
-# %% ../../nbs/methods/69_recipes.ipynb #338d033b
+# %% ../../nbs/methods/69_recipes.ipynb #3f17c942
 TUNED_FOR = Training(epochs=12, lr=0.3, augment=("flip",))  # the networks of "cifar10_fifth"
 
 def in_proportion(repair: Training, training: Training, tuned_for: Training) -> Training:
@@ -100,6 +121,8 @@ def transfer(
     tuned_for: Training = TUNED_FOR,  # of the network for which the recipes were tuned
 ) -> dict:
     "The recipes with repairs in proportion to `training`; erase phases stay as they are."
-    def moved(p): return replace(p, training=in_proportion(p.training, training, tuned_for)) if isinstance(p, Repair) else p
+    def moved(p):
+        if not isinstance(p, Repair): return p
+        return replace(p, training=in_proportion(p.training, training, tuned_for))
     return {name: replace(r, phases=tuple(map(moved, r.phases)), source=f"{r.source}, transferred in proportion")
             for name, r in recipes.items()}

@@ -45,11 +45,11 @@ class TowardsTeacher(RetainLoss):
 
 # %% ../../nbs/methods/43_scrub.ipynb #615e9077
 def scrub(
-    *, alpha: float = 0.1, gamma: float = 3., temperature: float = 1.,  # the authors'; Kurmanji et al.: 0.001, 0.99, 4
+    *, alpha: float = 0.1, gamma: float = 3., temperature: float = 1.,  # Kurmanji et al.: 0.001, 0.99, 4
     erase: dict = dict(passes=1, batch_size=512, optimizer="adamw", lr=1e-3, weight_decay=5e-3),
     repair: Training = replace(PAPER_TRAINING, epochs=1),
     rounds: int = 5,  # erase-repair rounds after the first repair
-    source: str = "the paper's authors",
+    source: str = "sachit3022/unlearning",
 ) -> Recipe:
     "SCRUB, the paper's baseline [12]: repair, then erase and repair in turn."
     away = Erase(forget=AwayFromTeacher(temperature), **erase)

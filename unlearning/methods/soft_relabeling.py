@@ -28,7 +28,7 @@ def soft_targets(
 @dataclass(frozen=True)
 class SoftRelabel(ForgetLoss):
     "Cross-entropy with the soft label."
-    temperature: float = 1.  # the authors'; higher: more neighbours have a say
+    temperature: float = 1.  # higher: more neighbours have a say
 
     def __call__(self, run, forget, retain):
         with torch.no_grad():
@@ -39,9 +39,9 @@ class SoftRelabel(ForgetLoss):
 # %% ../../nbs/methods/44_soft_relabeling.ipynb #9d8cbf63
 def soft_relabeling(
     *, temperature: float = 1.,
-    erase: dict = dict(passes=20, batch_size=512, lr=0.01, momentum=0.9),  # 20 passes are the authors'
+    erase: dict = dict(passes=20, batch_size=512, lr=0.01, momentum=0.9),  # 20 passes: the repository's
     repair: Training = replace(PAPER_TRAINING, epochs=4),
-    source: str = "the paper's authors; its rate, batch and repair length are unknown and ours",
+    source: str = "sachit3022/unlearning (passes, temperature); rate, batch and length of the repair: this library",
 ) -> Recipe:
     "Soft-relabeling, the paper's first technique (§3.1): it acts on the loss."
     phases = Erase(forget=SoftRelabel(temperature), **erase), Repair(training=repair)
