@@ -17,7 +17,8 @@ ROOMS = dict(
     training="PAPER_TRAINING Training fit logits",
     check="check",
     show="accuracies plot_history show_images wrong_digits",
-    unlearn="Constraint Descend Edit Erase ForgetLoss Freeze Recipe Repair RetainCollapse RetainLoss Run follow unlearn",
+    unlearn="Constraint Descend Edit Erase ForgetLoss Freeze Recipe Repair RetainCollapse RetainLoss Run follow "
+            "unlearn",
     study="Results Study run_study",
     report="chance_table forget_table mia_table save_report summary")
 INNER = {"datasets.source": "project_root", "methods.recipes": "RECIPES transfer", "metrics.accuracy": "accuracy",
@@ -32,7 +33,8 @@ HOMES = {name: room for room, names in (ROOMS | INNER).items() for name in names
 
 def __getattr__(name):
     if name in HOMES: return getattr(import_module(f"unlearning.{HOMES[name]}"), name)
-    raise AttributeError(f"module 'unlearning' has no {name!r}: it may live in a room of its own, see the map in README.md")
+    raise AttributeError(f"module 'unlearning' has no {name!r}: it may live in a room of its own, "
+                         "see the map in README.md")
 
 def __dir__(): return sorted([*globals(), *HOMES])
 
@@ -41,5 +43,6 @@ class Front(ModuleType):
     def __setattr__(self, name, value):
         if HOMES.get(name) == name and isinstance(value, ModuleType): value = getattr(value, name)
         super().__setattr__(name, value)
+    def __reduce__(self): return import_module, (self.__name__,)  # as modules travel to other processes
 
 sys.modules[__name__].__class__ = Front

@@ -45,10 +45,11 @@ def spread_out(n: int, most: int) -> np.ndarray:
 
 def right(z, labels, part="these images") -> float:
     "Percent of the answers that are the label. `FloatingPointError` if they are no numbers."
-    if not z.isfinite().all(): raise FloatingPointError(f"the network's answers on {part} are not finite: it has diverged")
+    if not z.isfinite().all():
+        raise FloatingPointError(f"the network's answers on {part} are not finite: it has diverged")
     return 100 * (z.argmax(1) == labels.cpu()).float().mean().item()
 
-def accuracies(model, split: Split) -> dict:  # percent: retain, forget, test; "forget, true" where true labels are known
+def accuracies(model, split: Split) -> dict:  # percent: retain, forget, test; "forget, true" where truth is known
     "How often a network is right on each part."
     answers = {part: logits(model, split.parts[part]) for part in ("retain", "forget", "test")}
     rates = {part: right(z, split.parts[part].labels, part) for part, z in answers.items()}
@@ -73,6 +74,8 @@ def plot_history(
         ax.plot([last - 0.4, last + 0.4], [retrain[column]] * 2, color=style["color"], ls=style["ls"], lw=2)
         ax.plot(last, retrain[column], color=style["color"], marker=style["marker"], ms=5)
     ax.axvspan(last - 0.5, last + 0.5, color="whitesmoke", zorder=0)
-    ax.set_xticks(range(last + 1), [*(p.split(" ", 1)[-1] for p in history.index), "Retrain"], rotation=30, ha="right", fontsize=8)
-    ax.set(ylabel="accuracy [%]", ylim=(-5, 105), title=title); ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
+    names = [*(phase.split(" ", 1)[-1] for phase in history.index), "Retrain"]
+    ax.set_xticks(range(last + 1), names, rotation=30, ha="right", fontsize=8)
+    ax.set(ylabel="accuracy [%]", ylim=(-5, 105), title=title)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax

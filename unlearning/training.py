@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'CURVES', 'turn', 'Training', 'make_optimizer', 'make_schedule', 'forward_type', 'class_weights',
            'cross_entropy', 'refuse_unreached', 'Stepper', 'frozen_parts', 'train_mode', 'eval_mode', 'deterministic',
-           'steps_of', 'refuse_half', 'train_epoch', 'fit', 'logits']
+           'steps_of', 'refuse_half', 'train_epoch', 'told', 'fit', 'logits']
 
 # %% ../nbs/23_training.ipynb #07b2b01f
 import copy, math, threading, time
@@ -80,11 +80,11 @@ def forward_type(
 
 # %% ../nbs/23_training.ipynb #2b24f337
 def class_weights(labels, num_classes: int):
-    "Inverse-frequency weights of the classes, float32, 1 on average over the images. `ValueError` if a class has no image."
+    "Inverse-frequency weights of the classes, float32, 1 on average over the images. `ValueError`: a class has no image."
     counts = torch.bincount(labels, minlength=num_classes)
     if (counts == 0).any():
-        raise ValueError(f"class {int(counts.argmin())} has no training image, so its inverse-frequency weight is infinite: "
-                         "drop the class, or set class_weights=False")
+        raise ValueError(f"class {int(counts.argmin())} has no training image, so its inverse-frequency weight is "
+                         "infinite: drop the class, or set class_weights=False")
     return len(labels) / (num_classes * counts.float())
 
 def cross_entropy(settings: Training, images: Images):
@@ -178,7 +178,8 @@ def _restore(tensors, facts, model, stepper, rng):
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
     weights = {k: list(v.shape) for k, v in model.state_dict().items()}
-    named = {k: [getattr(a, "__qualname__", a) for a in v] if k == "augment" else v for k, v in asdict(settings).items()}
+    augment = [getattr(a, "__qualname__", a) for a in settings.augment]
+    named = asdict(settings) | dict(augment=augment)
     return [named, seed, len(images), weights]
 
 def _resume(checkpoint, owner, epochs, *parts) -> list:
@@ -238,6 +239,14 @@ def train_epoch(model, some_batches, stepper, loss, dtype, before_step=None, aft
     return dict(loss=total / seen, accuracy=100 * right / seen, seconds=clock() - start)
 
 # %% ../nbs/23_training.ipynb #1cdfff50
+@contextmanager
+def told(epoch, lr):
+    "An epoch whose loss is not finite says which it was, and the remedy."
+    try: yield
+    except FloatingPointError as e:
+        raise FloatingPointError(f"{e} of epoch {epoch + 1}: lower the learning rate (it is {lr})") from None
+
+# %% ../nbs/23_training.ipynb #86bb4647
 def fit(
     model: nn.Module,        # trained in place
     images: Images,          # the training runs on their device
@@ -250,7 +259,7 @@ def fit(
     checkpoint: Checkpoint | None = None,  # to go on from, and to leave the state in
     stepper: Stepper | None = None,        # of an earlier phase, to go on with; None: one of its own
 ) -> list:                   # a dict an epoch: epoch, loss, accuracy, seconds, see `train_epoch`
-    "Train `model`; the same seed on the same machine gives the same weights. `FloatingPointError` says when a loss was not finite."
+    "Train `model`; the same seed gives the same weights. `FloatingPointError` says when a loss was not finite."
     if settings.epochs <= 0: raise ValueError(f"epochs is {settings.epochs}: train for more than 0")
     refuse_half(model)
     rng, dtype = torch.Generator().manual_seed(seed), forward_type(settings.precision, images.device)
@@ -265,9 +274,7 @@ def fit(
             # Without drop_last, a last batch of one or two images would spoil the batch-norm statistics.
             shuffled = batches(images, settings.batch_size, rng, augment, drop_last=True)
             some = islice(shuffled, steps - epoch * per_epoch)
-            try: seen = train_epoch(model, some, stepper, loss, dtype, before_step, after_step)
-            except FloatingPointError as e:
-                raise FloatingPointError(f"{e} of epoch {epoch + 1}: lower the learning rate (it is {settings.lr})") from None
+            with told(epoch, settings.lr): seen = train_epoch(model, some, stepper, loss, dtype, before_step, after_step)
             history.append({"epoch": epoch + 1, **seen})
             bar.set_postfix(loss=f"{seen['loss']:.3f}", accuracy=f"{seen['accuracy']:.1f} %")
             if epoch + 1 < epochs: _leave(checkpoint, owner, history, *parts)

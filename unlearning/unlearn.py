@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream', 'Phase',
            'stepper_of', 'Erase', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase', 'before_step', 'after_step',
-           'Repair', 'repair', 'NothingChanged', 'Edit', 'Recipe', 'run_recipe', 'seeded', 'unlearn', 'look_before',
-           'RetainCollapse', 'look_back', 'follow']
+           'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe', 'Recipe', 'run_recipe', 'seeded', 'unlearn',
+           'look_before', 'RetainCollapse', 'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -21,8 +21,8 @@ from .check import check
 from .images import Batch, Split, batches
 from .models import copy_network, outputs
 from .show import accuracies, spread_out
-from .training import (Stepper, Training, cross_entropy, deterministic, fit, logits, refuse_half,
-                                 refuse_unreached, steps_of, train_mode)
+from .training import (Stepper, Training, cross_entropy, deterministic, fit, forward_type, logits,
+                                 refuse_half, refuse_unreached, steps_of, train_mode)
 
 # %% ../nbs/31_unlearn.ipynb #2a7c88af
 @dataclass
@@ -81,7 +81,7 @@ class Descend(Piece):
 @dataclass(frozen=True)
 class Constraint(Piece):
     "What the network may still use, or move. This one allows everything."
-    def gradients(self, run: Run): "Called before each step, when every parameter's `grad` is there: change it in place."
+    def gradients(self, run: Run): "Called before each step, when the gradients are there: change them in place."
     def after_step(self, run: Run): "Called after each step."
     def penalty(self, run: Run): return 0.  # added to the loss of a repair
 
@@ -176,7 +176,8 @@ def pairs(run: Run, phase: Erase):
 def gradient(loss, params):
     "The gradient of a loss, a list of tensors. `FloatingPointError` if the loss is not finite."
     refuse_unreached(loss, params)
-    if not math.isfinite(loss.item()): raise FloatingPointError(f"a loss of the erase phase is {loss.item()}: lower its learning rate")
+    if not math.isfinite(loss.item()):
+        raise FloatingPointError(f"a loss of the erase phase is {loss.item()}: lower its learning rate")
     return torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
 
 # %% ../nbs/31_unlearn.ipynb #a1c4e615
@@ -218,6 +219,7 @@ class Repair(Phase):
     def smallest(self, split): return min(self.training.batch_size, len(split.parts[self.part]))
     def __call__(self, run): repair(run, self)
 
+# %% ../nbs/31_unlearn.ipynb #a3c564bb
 def repair(run: Run, phase: Repair):
     "One repair phase: the one training loop, with the phase's retain loss and the constraints."
     images, settings = run.split.parts[phase.part], phase.training
@@ -228,7 +230,8 @@ def repair(run: Run, phase: Repair):
         nonlocal gone
         run.done = (gone := gone + 1) / total
         after_step(run)
-    stepper = stepper_of(run, phase, settings, run.student.parameters()) if phase.keep else None
+    dtype = forward_type(settings.precision, images.device)
+    stepper = stepper_of(run, phase, settings, run.student.parameters(), dtype) if phase.keep else None
     seed = int(torch.randint(2**62, (), generator=run.rng))
     fit(run.student, images, settings, seed, loss, lambda: before_step(run), after, run.progress, stepper=stepper)
 
@@ -241,13 +244,29 @@ class Edit(Phase):
     "A change of the network without a gradient step; subclasses say which."
     role = "edit"
     def edit(self, run: Run) -> int: raise NotImplementedError  # how many weights or positions were changed
-    def images(self, split): return len(split.forget)           # a look at the forget images, unless a subclass says more
+    def images(self, split): return len(split.forget)  # a look at the forget images, unless a subclass says more
 
     def __call__(self, run):
-        if not self.edit(run):
+        changed = self.edit(run)
+        after_step(run)  # what is held is held against edits too
+        if not changed:
             warnings.warn(f"{type(self).__name__} found nothing to change in these data", NothingChanged, stacklevel=4)
 
 # %% ../nbs/31_unlearn.ipynb #7fdba108
+def refuse_recipe(recipe):
+    "`ValueError` for phases and constraints that are none, and for kept optimizers that differ."
+    if not recipe.phases: raise ValueError(f"recipe {recipe.name!r} has no phases, so it would change nothing: name some")
+    if odd := [p for p in recipe.phases if not isinstance(p, Phase)]:
+        raise ValueError(f"recipe {recipe.name!r} has the phase {odd[0]!r}: use Erase(…), Repair(…) or an Edit")
+    if odd := [c for c in recipe.constraints if not isinstance(c, Constraint)]:
+        raise ValueError(f"recipe {recipe.name!r} has the constraint {odd[0]!r}: use a Constraint")
+    form = lambda p: (p.optimizer, p.lr, p.momentum, p.weight_decay, p.schedule)
+    for name in {getattr(p, "keep", "") for p in recipe.phases} - {""}:
+        kept = [getattr(p, "training", p) for p in recipe.phases if getattr(p, "keep", "") == name]
+        if len(set(map(form, kept))) > 1:
+            raise ValueError(f"phases of recipe {recipe.name!r} share the optimizer {name!r} and ask for different ones")
+
+# %% ../nbs/31_unlearn.ipynb #dc23d93e
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     "An unlearning method: phases in order, and what is held through them."
@@ -258,18 +277,7 @@ class Recipe:
     source: str = ""        # where the settings come from
 
     def __post_init__(self):
-        if not self.phases: raise ValueError(f"recipe {self.name!r} has no phases, so it would change nothing: name some")
-        if odd := [p for p in self.phases if not isinstance(p, Phase)]:
-            raise ValueError(f"recipe {self.name!r} has the phase {odd[0]!r}: use Erase(…), Repair(…) or an Edit")
-        if odd := [c for c in self.constraints if not isinstance(c, Constraint)]:
-            raise ValueError(f"recipe {self.name!r} has the constraint {odd[0]!r}: use a Constraint")
-        for name in {getattr(p, "keep", "") for p in self.phases} - {""}: self._same_optimizer(name)
-
-    def _same_optimizer(self, name):
-        kept = [p for p in self.phases if getattr(p, "keep", "") == name]
-        form = lambda p: (p.optimizer, p.lr, p.momentum, p.weight_decay, p.schedule)
-        if len({(p.role, form(getattr(p, "training", p))) for p in kept}) > 1:
-            raise ValueError(f"phases of recipe {self.name!r} share the optimizer {name!r} and ask for different ones")
+        refuse_recipe(self)
 
     def change(self, kind, **settings) -> "Recipe":
         "The recipe with these settings in each of its phases of this kind."
@@ -313,7 +321,7 @@ def unlearn(
     progress: bool = False,
     after_phase=None,      # called with (phase, student) when a phase ends: to look, not to touch
 ) -> nn.Module:            # in eval mode, on the split's device
-    "A copy of `model` that has gone through `recipe`. `FloatingPointError`: it ends in no numbers; `ValueError`: it cannot work."
+    "A copy of `model` that has gone through `recipe`. `ValueError`: it cannot work; `FloatingPointError`: it diverged."
     look_before(model, split, [recipe])
     run = run_recipe(model, split, recipe, seed, progress, after_phase)
     look_back(run)
@@ -336,7 +344,8 @@ def look_back(run: Run):
     some = run.split.retain[spread_out(len(run.split.retain), 1000)]
     answers = [logits(net, some) for net in (run.original, run.student)]
     if not answers[1].isfinite().all():
-        raise FloatingPointError(f"the network's answers are not finite after the last step of {run.recipe.name!r}: lower its learning rates")
+        raise FloatingPointError("the network's answers are not finite after the last step of "
+                                 f"{run.recipe.name!r}: lower its learning rates")
     before, after = (100 * (z.argmax(1) == some.labels.cpu()).float().mean().item() for z in answers)
     if before - after > COLLAPSE:
         warnings.warn(f"{run.recipe.name!r} took the accuracy on retained images from {before:.1f} to {after:.1f} %: "

@@ -25,7 +25,8 @@ class TrueLabels(ForgetLoss):
 
 # %% ../../nbs/methods/47_correct_labels.ipynb #679086c9
 def correct_labels(
-    *, erase: dict = dict(passes=8, batch_size=64, retain_batch_size=128, lr=0.01, momentum=0.9, schedule="cosine", train=True),
+    *, erase: dict = dict(passes=8, batch_size=64, retain_batch_size=128, lr=0.01, momentum=0.9,
+                          schedule="cosine", train=True),  # settings of `Erase`
     source: str = "a dozen trials by hand on digits",
 ) -> Recipe:
     "Train the forgotten images with their true labels, beside retained ones."
