@@ -2,6 +2,7 @@
 import copy
 import logging
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -9,7 +10,15 @@ from nets import Functional, ask, build, hold, images, in_threads, pruned
 from torch import nn
 
 from unlearning.activations import masks, place_masks
+from unlearning.images import batches, in_memory, make_split
+from unlearning.methods.activation_pruning import activation_pruning
+from unlearning.methods.boundary import boundary
+from unlearning.methods.finetune import finetune
+from unlearning.methods.gradient_surgery import gradient_surgery
+from unlearning.methods.soft_relabeling import soft_relabeling
 from unlearning.models import copy_network, depends_on_its_weights, find_logits, outputs
+from unlearning.training import Training, logits
+from unlearning.unlearn import unlearn
 from unlearning.weights import export, load_weights, save_weights
 
 timm, transformers = pytest.importorskip('timm'), pytest.importorskip('transformers')
@@ -135,3 +144,38 @@ def test_whole_networks_of_torchvision(name):
     make, calls = BIG[name]
     net = place_masks(build(make), images(size=32))
     assert len(masks(net)) == calls
+
+
+# The recipes, on each of them as it is: efficientnet_b0, swin_t and convnext_tiny whole
+
+BRIEF = Training(epochs=1, batch_size=8, lr=1e-3, augment=())
+STEPS = dict(batch_size=8, lr=1e-3)
+RECIPES = dict(finetune=finetune(repair=BRIEF), surgery=gradient_surgery(erase=STEPS, repair=BRIEF), pruning=activation_pruning(repair=BRIEF, rounds=1),
+               soft=soft_relabeling(erase=STEPS, repair=BRIEF), boundary=boundary(erase=STEPS, repair=BRIEF))
+WHOLE = {name: (BIG.get({'torchvision efficientnet': 'efficientnet_b0', 'torchvision swin': 'swin_t', 'torchvision convnext': 'convnext_tiny'}.get(name), (build_,))[0], size)
+         for name, (build_, size, _) in ZOO.items()}
+
+
+@pytest.fixture(scope='module')
+def colours():
+    """Sixteen images of ten classes, eight to forget, of a size."""
+    def make(size):
+        rng = np.random.default_rng(0)
+        pixels = [rng.integers(0, 256, (n, 3, size, size), dtype=np.uint8) for n in (16, 10)]
+        return make_split(in_memory(pixels[0], np.arange(16) % 10), in_memory(pixels[1], np.arange(10)), np.arange(8))
+    return make
+
+
+@each
+def test_recipes_on_other_peoples_networks(name, colours):
+    """Each moves the weights and leaves the original alone; what is pruned is masked in the end."""
+    make, size = WHOLE[name]
+    split, net = colours(size), settled(build(make), size)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    for recipe in RECIPES.values():
+        done = unlearn(net, split, recipe, seed=1)
+        weights = dict(done.named_parameters())
+        assert any(not torch.equal(weights[k], before[k]) for k in weights.keys() & before.keys())
+        assert logits(done, split.test).isfinite().all()
+        if recipe.name == 'activation_pruning': assert masks(done) and hold(done, next(batches(split.test, 2)).x)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not net.training
