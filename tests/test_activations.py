@@ -139,6 +139,18 @@ def test_unusual_forwards(make, calls):
 def chain_of(act): return nn.Sequential(nn.Conv2d(3, 8, 3), act, *head())
 
 
+class Standardises(Functional):
+    """It computes with its buffers."""
+    def __init__(self): super().__init__(); self.register_buffer('mean', torch.zeros(3))
+    def forward(self, x): return super().forward(x - self.mean.view(1, 3, 1, 1))
+
+
+def test_buffers_are_not_frozen_into_a_rewritten_forward():
+    net, plain = pruned(build(Standardises), X, keep=1), build(Standardises)
+    for m in (net, plain): m.mean.fill_(0.5)
+    assert torch.equal(ask(net, X), ask(plain, X)) and torch.equal(ask(net.double(), X.double()), ask(plain.double(), X.double()))
+
+
 def test_an_option_that_the_trace_did_not_see_is_refused():
     net = place_masks(build(Options), X)
     assert net(images=X).shape == (4, 10) and net(X, features=False).shape == (4, 10)
