@@ -34,7 +34,7 @@ def test_positions_in_every_form(tmp_path, form):
 
 
 @pytest.mark.parametrize('forget, says', [([-1], 'index -1 is outside.*0 to 897'), ([898], 'index 898 is outside'), ([4, 4], 'index 4 is listed 2 times'),
-                                          ([], 'empty'), (range(898), 'all 898'), ([1.0], 'float64.*whole-number'), (np.ones(898, bool), 'boolean mask'),
+                                          ([], 'empty'), (range(898), 'all 898'), ([1.0], 'float64.*whole-number'), (np.ones(9, bool), 'boolean mask'),
                                           (0, 'forget=0'), (-5, 'forget=-5'), (898, 'forget=898'), ('challenge', 'belongs to cifar10')])
 def test_bad_positions_are_refused(forget, says):
     with pytest.raises(ValueError, match=says): load_split('digits', forget=forget)
@@ -44,8 +44,8 @@ def test_bad_forget_files_are_refused(tmp_path):
     def refused(name, says):
         with pytest.raises(ValueError, match=says): load_split('digits', forget=tmp_path/name)
     refused('nowhere.npy', 'nowhere.npy does not exist')
-    (tmp_path/'forget.csv').write_text('1\n')
-    refused('forget.csv', "'.csv': use .npy or .txt")
+    (tmp_path/'forget.xlsx').write_text('1\n')
+    refused('forget.xlsx', "'.xlsx': use .npy, .txt")
     (tmp_path/'forget.txt').write_text('1\n2.5\n')
     refused('forget.txt', "'2.5', which is not a whole number")
     (tmp_path/'empty.npy').write_bytes(b'')
