@@ -101,10 +101,10 @@ PIXELS, LABELS = np.zeros((6, 1, 8, 8), np.uint8), np.arange(6) % 3
 
 
 @pytest.mark.parametrize('images, labels, says', [
-    (PIXELS.transpose(0, 2, 3, 1), LABELS, r'uint8 of shape \(6, 8, 8, 1\): expected uint8, N × C × H × W'),
-    (PIXELS.transpose(0, 2, 3, 1), LABELS, r'channels last: x.transpose\(0, 3, 1, 2\)'),
-    (PIXELS[:, 0], LABELS, r'grey: x\[:, None\]'),
-    (PIXELS / 255, LABELS, r'float64 of .*floats: \(255 \* x\)'),
+    (PIXELS.transpose(0, 2, 3, 1), LABELS, r'uint8 of shape \(6, 8, 8, 1\): expected bytes, or floats in \[0, 1\], N × C × H × W'),
+    (PIXELS.transpose(0, 2, 3, 1), LABELS, r'channels last: pass x.transpose\(0, 3, 1, 2\)$'),
+    (PIXELS[:, 0], LABELS, r'grey images\): pass x\[:, None\]$'),
+    (PIXELS - 2., LABELS, r'float64 of .*values from -2 to -2 seem to be normalised already: pass x \* std \+ mean'),
     (PIXELS, LABELS[:5], r'labels are int64 of shape \(5,\) for 6 images'),
     (PIXELS, LABELS + .5, 'labels are float64'),
     (PIXELS, np.eye(3)[LABELS].astype(int), r'of shape \(6, 3\) for 6 images: expected one class number'),

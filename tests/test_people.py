@@ -311,7 +311,7 @@ def test_nobody_knows_who_wrote_the_digits(forget):
 def decoded(monkeypatch):
     """The images that this process decodes."""
     seen, real = [], source_module.decode
-    monkeypatch.setattr(source_module, 'decode', lambda path, size: seen.append(Path(path).name) or real(path, size))
+    monkeypatch.setattr(source_module, 'decode', lambda path, *how: seen.append(Path(path).name) or real(path, *how))
     return seen
 
 
@@ -370,15 +370,15 @@ DECODE = '''
     from unlearning.datasets import source
 
     folder, real, seen = Path({folder!r}), source.decode, []
-    def hang(path, size):
+    def hang(path, size, channels):
         if path.name == '000600.jpg':
             while not any(p.stat().st_size > 300 * 3 * size * size for p in folder.iterdir()): time.sleep(0.01)
             print('ready', flush=True); time.sleep(600)
-        return real(path, size)
-    def slow(path, size):
+        return real(path, size, channels)
+    def slow(path, *how):
         if not seen: print('ready', flush=True)
         seen.append(path); time.sleep(0.003)
-        return real(path, size)
+        return real(path, *how)
     source.decode = {how}
     source.decode_once(sorted(Path({root!r}, 'img_align_celeba').iterdir()), 32, folder)
     print(len(seen))
