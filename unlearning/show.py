@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from .images import Split
-from .load import load_split, wrong_labels
+from .load import gone_classes, load_split, wrong_labels
 from .models import create_model
 from .training import Training, fit, logits
 
@@ -49,17 +49,25 @@ def right(z, labels, part="these images") -> float:
         raise FloatingPointError(f"the network's answers on {part} are not finite: it has diverged")
     return 100 * (z.argmax(1) == labels.cpu()).float().mean().item()
 
-def accuracies(model, split: Split) -> dict:  # percent: retain, forget, test; "forget, true" where truth is known
+def accuracies(model, split: Split) -> dict:  # percent, by part: see STYLES for all there may be
     "How often a network is right on each part."
     answers = {part: logits(model, split.parts[part]) for part in ("retain", "forget", "test")}
     rates = {part: right(z, split.parts[part].labels, part) for part, z in answers.items()}
     if split.forget.truth is not None: rates["forget, true"] = right(answers["forget"], split.forget.truth)
-    return rates
+    return rates | _of_test(answers["test"], split.test.labels.cpu(), gone_classes(split))
+
+def _of_test(z, labels, gone) -> dict:  # percent; {}: no class is gone, or test shows no other
+    "Accuracy on test of the classes that are kept, and of those that are gone."
+    there = np.isin(labels, gone)
+    if not there.any() or there.all(): return {}
+    return {"test, kept": right(z[~there], labels[~there]), "test, gone": right(z[there], labels[there])}
 
 # %% ../nbs/30_show.ipynb #131dbf43
 STYLES = {"retain": dict(color="gray", marker="o", ls="-"), "test": dict(color="gray", marker="^", ls=":"),
+          "test, kept": dict(color="gray", marker="v", ls="--"), "test, gone": dict(color="black", marker="v", ls=":"),
           "forget": dict(color="black", marker="s", ls="-"), "forget, true": dict(color="black", marker="D", ls="--")}
-SAID = {"retain": "retain", "test": "test", "forget": "forget (given labels)", "forget, true": "forget (true labels)"}
+SAID = {"retain": "retain", "test": "test", "forget": "forget (given labels)", "forget, true": "forget (true labels)",
+        "test, kept": "test (classes kept)", "test, gone": "test (classes gone)"}
 
 def plot_history(
     history: pd.DataFrame,  # a row for each phase, as `follow` gives it

@@ -79,22 +79,27 @@ def forward_type(
     return types[precision]
 
 # %% ../nbs/23_training.ipynb #2b24f337
-def class_weights(labels, num_classes: int):
-    "Inverse-frequency weights of the classes, float32, 1 on average over the images. `ValueError`: a class has no image."
+def class_weights(
+    labels,            # int64, N: of the images that are trained on
+    num_classes: int,
+    gone=(),           # classes of which every image is to be forgotten: they weigh 0, and do not count as classes
+):                     # float32, a weight for each class; 1 on average over the images
+    "Inverse-frequency weights of the classes. `ValueError` if a class has no image and is not `gone`."
     counts = torch.bincount(labels, minlength=num_classes)
-    if (counts == 0).any():
-        raise ValueError(f"class {int(counts.argmin())} has no training image, so its inverse-frequency weight is "
-                         "infinite: drop the class, or set class_weights=False")
-    return len(labels) / (num_classes * counts.float())
+    if missing := set(range(num_classes)) - set(labels.unique().tolist()) - set(gone):
+        raise ValueError(f"class {min(missing)} has no training image, so its inverse-frequency weight is infinite: "
+                         "drop the class, set class_weights=False, or, where all of it is forgotten, say gone=")
+    left = counts > 0
+    return torch.where(left, len(labels) / (int(left.sum()) * counts.float()), 0.)
 
-def cross_entropy(settings: Training, images: Images):
-    "The ordinary loss of a training on `images`: a function of logits and their batch."
+def cross_entropy(settings: Training, images: Images, gone=()):
+    "The ordinary loss of a training on `images`: a function of logits and their batch. `gone`: see `class_weights`."
     weight = None
     def loss(logits, batch):
         nonlocal weight  # how many classes there are is known from the first logits
         smooth = settings.label_smoothing
         if not settings.class_weights: return F.cross_entropy(logits, batch.y, label_smoothing=smooth)
-        if weight is None: weight = class_weights(images.labels, logits.shape[1])
+        if weight is None: weight = class_weights(images.labels, logits.shape[1], gone)
         each = F.cross_entropy(logits, batch.y, reduction="none", label_smoothing=smooth)
         return (weight[batch.y] * each).sum() / weight[batch.y].sum()
     return loss

@@ -18,13 +18,13 @@ from ..files import write_whole
 from ..images import draw_balanced, in_memory
 
 # %% ../../nbs/datasets/12_builtin.ipynb #2d18c17a
-def digits(root=None) -> Source:
+def digits(root=None, mean=None, std=None) -> Source:
     "scikit-learn's digits: 898 to train on, 899 to test on, divided once and for all."
     pixels, labels = load_digits(return_X_y=True)
     images = np.round(pixels.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     keep = draw_balanced(labels, len(labels) // 2, np.random.default_rng(0))
     rest = np.setdiff1d(np.arange(len(labels)), keep)
-    train = in_memory(images[keep], labels[keep])
+    train = in_memory(images[keep], labels[keep], mean=mean, std=std)
     test = in_memory(images[rest], labels[rest], like=train)
     return Source("digits", train, test, tuple("0123456789"), forget=len(train) // 10)
 
@@ -64,7 +64,7 @@ def _get_challenge(path):
                          "put it there by hand, or pass forget=5000 to draw as many at random") from e
 
 # %% ../../nbs/datasets/12_builtin.ipynb #076b3aa6
-def cifar10(root) -> Source:
+def cifar10(root, mean=None, std=None) -> Source:
     "CIFAR-10: 50,000 to train on, 10,000 to test on. `ValueError` names a file that is not the published one."
     if not (folder := root / CIFAR10.base_folder).is_dir():
         try: CIFAR10(root, download=True)
@@ -74,7 +74,7 @@ def cifar10(root) -> Source:
     _check_cifar10(root)
     sets = [CIFAR10(root, train=is_train) for is_train in (True, False)]
     pixels = [s.data.transpose(0, 3, 1, 2) for s in sets]
-    train = in_memory(pixels[0], sets[0].targets)
+    train = in_memory(pixels[0], sets[0].targets, mean=mean, std=std)
     test = in_memory(pixels[1], sets[1].targets, like=train)
     return Source("cifar10", train, test, tuple(sets[0].classes), forget="challenge",
                   lists=dict(challenge=partial(challenge_indices, root)))

@@ -15,7 +15,7 @@ import torch
 from torchvision.datasets import QMNIST
 from .source import Source, decode_once
 from ..files import write_whole
-from ..images import ImageFile, Images, channel_statistics, in_memory
+from ..images import ImageFile, Images, channel_statistics, in_memory, stated
 
 # %% ../../nbs/datasets/14_people.ipynb #90b96fdb
 def choose_identities(
@@ -153,7 +153,7 @@ def _decoded(folder, names, image_size, cache) -> ImageFile:
     "The images of a tree. `ValueError` says how to get one that is missing or damaged."
     if image_size < 1: raise ValueError(f"image_size is {image_size}: use at least 1 pixel")
     files = [f"{folder}/img_align_celeba/{name}" for name in names]
-    try: return ImageFile(decode_once(files, image_size, Path(cache or folder)))
+    try: return ImageFile(decode_once(files, image_size, Path(cache or folder)), ("uint8",))
     except ValueError as e:
         raise ValueError(f"{e}. To get CelebA again, {GET_CELEBA}") if "img_align_celeba" in str(e) else e
 
@@ -170,6 +170,7 @@ def celeba(
     image_size: int = 64,                            # pixels, of the square cut from the middle
     attributes=("Male", "Gray_Hair", "Chubby"),      # whose combinations are the classes
     cache=None,                                      # folder for the decoded images; None: beside the data
+    mean=None, std=None,                             # with which the network was trained; None: those of train
 ) -> Source:
     "CelebA, or anything in its layout. `ValueError` names what is missing or damaged, and how to get it."
     folder = root / "celeba"
@@ -178,7 +179,8 @@ def celeba(
     table, identity, partition = read_celeba(folder)
     labels, names = attribute_classes(table, attributes)
     source, (train, val, test) = _decoded(folder, table.index, image_size, cache), _partitions(folder, partition)
-    mean, std = channel_statistics(source, train[::1 + len(train) // 20_000])
+    if mean is None and std is None: mean, std = channel_statistics(source, train[::1 + len(train) // 20_000])
+    else: mean, std = stated(mean, std, 3)
     part = lambda at: Images(source, torch.as_tensor(labels[at]), torch.arange(len(at)), mean, std,
                              identities=torch.as_tensor(identity.to_numpy()[at]), rows=torch.as_tensor(at))
     return Source(tree_name(folder, len(table)), part(train), part(test), names, "identities", part(val),
@@ -199,10 +201,10 @@ def _read_qmnist(root, what) -> QMNIST:
     return found
 
 # %% ../../nbs/datasets/14_people.ipynb #16a47be7
-def writers(root: Path) -> Source:
+def writers(root: Path, mean=None, std=None) -> Source:
     "QMNIST through torchvision: 60,000 digits by 539 writers, and MNIST's 10,000 test digits by 297 others."
     sets = [_read_qmnist(root, what) for what in ("train", "test10k")]
     (pixels, digit, writer), test = ((s.data[:, None].numpy(), s.targets[:, 0], s.targets[:, 2]) for s in sets)
-    train = in_memory(pixels, digit, identities=writer)
+    train = in_memory(pixels, digit, identities=writer, mean=mean, std=std)
     test = in_memory(*test[:2], like=train, identities=test[2])
     return Source("writers", train, test, tuple("0123456789"), "identities", spanning="drop")
