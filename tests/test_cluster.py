@@ -1,5 +1,5 @@
 """A study over Dask: a scheduler and three worker processes on this machine, one of them killed."""
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, socket, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -9,8 +9,10 @@ from distributed import Client
 from test_engine import assert_like, make, study
 from test_experiments import EXPERIMENTS
 from test_study import run, tiny
-from unlearning.ensemble import Store, Task, run_tasks
+from unlearning.ensemble import Store, Task, Unfit, run_tasks
+from unlearning.methods.finetune import finetune
 from unlearning.study import maker, network_tasks
+from unlearning.training import Training
 
 WORKERS = 3
 
@@ -149,6 +151,27 @@ def test_task_that_kills_its_workers_is_named_and_the_rest_goes_on(tmp_path, clu
         with pytest.raises(RuntimeError, match='1 of the tasks failed.*\n  row, seed 1: its process died 3 times'): future.result(timeout=100)
     assert [t.seed for t in tasks if t in store] == [0, 2, 3, 4, 5, 6, 7]
     assert (tmp_path/'log').read_text().split().count('1') == 3 and all(path.suffix == '.safetensors' for path in store.folder.iterdir())
+
+
+def emulate():
+    """From now on this worker's CPU says that it has no instructions for bfloat16."""
+    import torch
+    torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+
+
+def test_worker_that_would_emulate_bfloat16_is_refused_by_name(tmp_path, cluster, monkeypatch):
+    """Its networks would be others, and late."""
+    for module in ('training', 'study'): monkeypatch.setattr(f'unlearning.{module}.native_bfloat16', lambda: True)  # where the study begins
+    with Client(cluster, set_as_default=False) as client:
+        client.wait_for_workers(WORKERS, timeout=60)
+        client.run(emulate)
+        try:
+            with pytest.raises(Unfit, match=rf'{re.escape(socket.gethostname())} has a CPU without instructions for bfloat16.*precision="float32"'): run(study(tmp_path/'study', scheduler=cluster))
+            assert not list((tmp_path/'study').glob('[ro]*.safetensors'))
+            fine = Training(epochs=1, batch_size=32, lr=0.1, augment=(), precision='float32')
+            recipes = {'finetune': finetune(repair=fine)}
+            assert run(tiny(tmp_path/'study', training=fine, recipes=recipes, scheduler=cluster)).failures == {}
+        finally: client.restart(wait_for_workers=False)
 
 
 def test_no_scheduler(tmp_path):

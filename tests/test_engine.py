@@ -739,6 +739,42 @@ def test_threads_of_one_process_take_turns(tmp_path):
     assert became == ['done'] * 4 and max(most) == 1
 
 
+def busy(task):
+    """As long as a large network's training, mostly inside torch."""
+    Path(task.settings['folder'], f'{os.getpid()}').touch()
+    a, end = torch.rand(500, 500), time.monotonic() + 60
+    while time.monotonic() < end: a = a @ a / 500
+    return {}, {}
+
+
+def alive(pid):
+    """Not gone, and not merely waiting for somebody to take notice."""
+    try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
+    except FileNotFoundError: return False
+
+
+def wait(until, seconds):
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end: time.sleep(0.05)
+    return until()
+
+
+@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks into /proc')
+def test_workers_of_a_killed_study_end_with_it(tmp_path, nursery):
+    """Only the study's own process is killed: nobody tells its workers."""
+    (pids := tmp_path/'pids').mkdir()
+    nursery.start(f"run_tasks([Task('row', k, dict(folder={str(pids)!r})) for k in range(4)], busy, Store({str(tmp_path/'store')!r}), jobs=2)")
+    try:
+        assert wait(lambda: len(list(pids.iterdir())) == 2, 60)
+        workers = [int(path.name) for path in pids.iterdir()]
+        assert all(map(alive, workers)) and not set(workers) & set(nursery.children)
+        os.kill(nursery.children[0], signal.SIGKILL)
+        assert nursery.statuses() == [-signal.SIGKILL]
+        assert wait(lambda: not any(map(alive, workers)), 5)
+    finally:
+        with suppress(ProcessLookupError): nursery.kill()  # what is left of their group
+
+
 def test_workers_that_cannot_start_end_the_run(tmp_path):
     """Instead of being started for ever."""
     from unlearning.ensemble import TerminatedWorkerError

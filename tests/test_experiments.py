@@ -1,7 +1,7 @@
 """Each experiment notebook, run by papermill as its reader would, at its smallest."""
 from pathlib import Path
 
-import papermill, pytest
+import nbformat, papermill, pytest
 from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_notebook
 
@@ -36,9 +36,22 @@ def assert_study(shown, pictures, folder, methods=METHODS, seeds=2):
     assert {p.name for p in folder.iterdir() if not p.name.endswith('.safetensors')} == {'tables.txt', 'networks.csv', 'quality.csv', 'summary.csv'}
 
 
-def test_quickstart(run, tmp_path):
+def test_quickstart(run, tmp_path, monkeypatch):
+    monkeypatch.setenv('MPLBACKEND', 'agg')  # a server's; the notebook shows its figures all the same
     shown, pictures = run('quickstart', seeds=2, epochs=2.0, subset=300, permutations=3, jobs=1, out=str(tmp_path/'out'))
     assert_study(shown, pictures, tmp_path/'out')
+
+
+@pytest.mark.parametrize('backend', ['agg', None])
+def test_figures_are_in_the_notebook(tmp_path, monkeypatch, backend):
+    """Servers set MPLBACKEND=agg, with which a kernel draws for nobody."""
+    monkeypatch.setenv('MPLBACKEND', backend) if backend else monkeypatch.delenv('MPLBACKEND', raising=False)
+    cells = ['from unlearning.parameters import check_parameters\nbefore = set(globals())', 'size: int = 1', 'check_parameters(globals(), before)\nimport matplotlib.pyplot as plt', 'plt.plot([size, 2]);']
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells], metadata=dict(language_info=dict(name='python')))
+    notebook.cells[1].metadata['tags'] = ['parameters']
+    nbformat.write(notebook, tmp_path/'in.ipynb')
+    done = papermill.execute_notebook(str(tmp_path/'in.ipynb'), str(tmp_path/'out.ipynb'), dict(size=2), kernel_name='python3', progress_bar=False)
+    assert ['image/png' in o.get('data', {}) for o in done.cells[-1].outputs] == [True]
 
 
 def test_cifar10_as_it_stands(run, tmp_path):

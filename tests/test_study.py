@@ -24,7 +24,7 @@ from unlearning.parameters import check_parameters
 from unlearning.study import Study, network_tasks, run_study
 from unlearning.training import Training
 from unlearning.files import read_arrays, write_arrays
-from unlearning.unlearn import Edit, Erase, ForgetLoss, Recipe
+from unlearning.unlearn import Edit, Erase, ForgetLoss, Recipe, Repair
 
 REPAIR = Training(epochs=1, batch_size=32, lr=0.05, augment=())
 RECIPES = dict(finetune=finetune(repair=REPAIR), random_labels=random_labels(erase=dict(batch_size=20, lr=0.01), repair=REPAIR))
@@ -100,6 +100,24 @@ def test_change_repeats_only_what_it_touches(copied, change):
     after = files(copied)
     assert kinds(after.keys() - before.keys()) == sorted(repeated)
     assert {name: after.get(name) for name in before} == before
+
+
+@pytest.mark.parametrize('native, type_', [(True, 'bfloat16'), (False, 'float32')])
+def test_precision_is_decided_where_the_study_begins(tmp_path, monkeypatch, native, type_):
+    """Of the training and of every repair that leaves it open: by name in the keys and under the tables."""
+    monkeypatch.setattr('unlearning.training.native_bfloat16', lambda: native)
+    own = RECIPES['finetune'].change_training(precision='float32')
+    study = tiny(tmp_path, recipes=RECIPES | dict(own=own), seeds=2)
+    repairs = {name: [p.training.precision for p in r.phases if isinstance(p, Repair)] for name, r in study.recipes.items()}
+    assert study.training.precision == type_ and repairs == dict(finetune=[type_], random_labels=[type_], own=['float32'])
+    tasks = network_tasks(study)
+    assert all(t.settings['training']['precision'] == type_ for t in tasks['retrain'])
+    named = tiny(tmp_path, recipes=RECIPES, training=replace(study.training, precision=type_))
+    assert [t.key for t in network_tasks(named)['retrain']] == [t.key for t in tasks['retrain']]
+    on_gpus = tiny(tmp_path, device='cuda', scheduler='tcp://somewhere:8786')
+    assert on_gpus.training.precision == 'float16'
+    said = protocol(run(study))
+    assert f'augmentation none, {type_})' in said and ('Repairs in bfloat16 and float32.' in said) == native
 
 
 def test_another_split_repeats_all(copied):
