@@ -44,7 +44,8 @@ define run
 @echo "As a web page:     $(2)/$(notdir $(1:.ipynb=.html))"
 endef
 
-study: $(READY)  ## every method on handwritten digits and on rendered faces, in minutes
+study: $(READY)  ## every method on wrong labels, on handwritten digits and on rendered faces, in minutes
+	$(call run,$(NBS)/noisy_labels.ipynb,runs/noisy_labels,-p seeds 4)
 	$(call run,$(NBS)/quickstart.ipynb,runs/quickstart)
 	$(call run,$(NBS)/celeba.ipynb,runs/faces,-p images 2000 -p share 0.08 -p epochs 20.0 -p batch_size 64 -p seeds 4 -p samples 0)
 

@@ -5,7 +5,8 @@ import nbformat, pytest
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 COPIES = sorted(NBS.glob('results/*.ipynb'))
-MADE_FROM = {'faces_laptop': 'celeba', 'writers_laptop': 'celeba'}  # whose name does not begin with the experiment's
+MADE_FROM = {'faces_laptop': 'celeba', 'writers_laptop': 'celeba',  # whose name does not begin with the experiment's
+             'noisy_labels_laptop': 'noisy_labels', 'noisy_labels_laptop_known30': 'noisy_labels'}
 
 # Executed before the house was rebuilt (version 0.0.1). A copy that is executed anew leaves this list.
 FALLEN_BEHIND = {'architectures_laptop', 'benchmark', 'benchmark_engine', 'cifar10_full', 'cifar10_laptop', 'faces_laptop',
