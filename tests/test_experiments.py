@@ -10,6 +10,7 @@ from unlearning.datasets.faces import render_faces
 from unlearning.methods.recipes import RECIPES
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
+RIVALS = ['Reinit (MSG)', 'Contrast', 'SalUn', 'NegGrad+', 'SSD']
 METHODS = [getattr(recipe, 'title', '') or name for name, recipe in RECIPES['digits'].items()]
 
 
@@ -52,6 +53,28 @@ def test_figures_are_in_the_notebook(tmp_path, monkeypatch, backend):
     nbformat.write(notebook, tmp_path/'in.ipynb')
     done = papermill.execute_notebook(str(tmp_path/'in.ipynb'), str(tmp_path/'out.ipynb'), dict(size=2), kernel_name='python3', progress_bar=False)
     assert ['image/png' in o.get('data', {}) for o in done.cells[-1].outputs] == [True]
+
+
+def assert_wrong_labels(shown, pictures, folder, seeds=2):
+    """The first table says which method forgot, and every method stands in it."""
+    text = (folder/'tables.txt').read_text()
+    first = text[:text.index('Membership inference')]
+    for row in (*METHODS, *RIVALS, 'Corrected Labels', 'Retrain', 'No Unlearning'): assert row in first and row in shown
+    assert all(column in shown for column in ('forget, given ↓', 'forget, true ↑', 'test ↑', 'UA, true ↑')) and pictures == 2
+    assert f'K = {seeds} ' in text and 'Lost seeds' not in text
+
+
+def test_noisy_labels_as_they_stand(run, tmp_path):
+    shown, pictures = run('noisy_labels', jobs=1, out=str(tmp_path/'out'))
+    assert_wrong_labels(shown, pictures, tmp_path/'out')
+    assert 'digits (10 % wrong labels): 898 training images, 90 of them to forget' in shown and (tmp_path/'noisy_labels.ipynb').stat().st_size < 1e6
+
+
+def test_noisy_labels_of_people_partly_known(run, tmp_path):
+    if not (data_root()/'cifar-10n').is_dir(): pytest.skip(f'no cifar-10n in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
+    shown, pictures = run('noisy_labels', dataset='cifar10n', known=0.3, subset=500, settings='cifar10_fifth', epochs=2.0, batch_size=128, jobs=1, out=str(tmp_path/'out'))
+    assert_wrong_labels(shown, pictures, tmp_path/'out')
+    assert 'cifar10n (random1, 30 % of the wrong ones known): 500 training images, 26 of them to forget' in shown
 
 
 def test_cifar10_as_it_stands(run, tmp_path):

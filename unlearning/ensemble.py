@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['DESCRIBERS', 'HEAP', 'PYTHONS', 'GENERATED', 'TORCHS', 'FULL', 'DEATHS', 'DIED', 'NO_DASK', 'NO_ANSWER', 'THREADS',
            'BAR', 'describes', 'describe', 'hash_of', 'bytes_of', 'own', 'architecture', 'stored_tensors', 'Task',
-           'environment', 'unwritable', 'Store', 'whole', 'claim', 'tidy', 'running', 'workers', 'raise_errors',
-           'run_tasks', 'progress_bar']
+           'environment', 'unwritable', 'Store', 'whole', 'claim', 'tidy', 'running', 'end_with', 'Unfit', 'workers',
+           'raise_errors', 'run_tasks', 'progress_bar']
 
 # %% ../nbs/80_ensemble.ipynb #5c3e4d42
-import dis, errno, functools, glob, hashlib, importlib, inspect, json, os, platform, re, socket, sys, time
-import traceback, types, uuid, warnings
+import dis, errno, functools, glob, hashlib, importlib, inspect, json, os, platform, re, signal, socket, sys
+import threading, time, traceback, types, uuid, warnings
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import Enum
@@ -373,6 +373,15 @@ def running(store: Store) -> list:
     "Names, with seeds, of what is being computed in the folder now, by whomever."
     return sorted(path.stem.rpartition("-")[0] for path in store.folder.glob("*.claim"))
 
+# %% ../nbs/80_ensemble.ipynb #7886b81e
+@functools.cache  # one watch a process
+def end_with(parent: int):
+    "This process dies within about a second of its parent."
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)  # a training would not hear of anything milder
+    threading.Thread(target=watch, daemon=True).start()
+
 # %% ../nbs/80_ensemble.ipynb #a03e10c5
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 DEATHS = 3  # as often may a task take its process with it
@@ -383,6 +392,9 @@ def _about_folder(e, store):
     if not isinstance(e, OSError): return False
     forbidden = isinstance(e, PermissionError) and str(store.folder) in str(e.filename)
     return e.errno in FULL or forbidden or not store.folder.is_dir()
+
+class Unfit(ValueError):
+    "The machine cannot do what is asked, so another task would fare no better: the run ends, and names it."
 
 def _make(make, task, store):
     "Compute a task and store it. Returns what became of it, and words about that: a summary and a traceback."
@@ -396,8 +408,9 @@ def _make(make, task, store):
     return "done", None
 
 # %% ../nbs/80_ensemble.ipynb #7bcfdbbf
-def _compute(make, task, store, run):
+def _compute(make, task, store, run, begun_by=0):
     "Compute a task in whatever process this is. Returns the task, what became of it, and words about that."
+    if begun_by == os.getppid(): end_with(begun_by)  # in a process of its own, and no Dask worker, whose parent is a nanny
     threads = torch.get_num_threads()
     try:
         with training.turn, claim(store, task.name, run) as deaths:
@@ -405,6 +418,7 @@ def _compute(make, task, store, run):
             if deaths is None: return task, "busy", None
             if deaths >= DEATHS: return task, "broken", (DIED.format(deaths), "")
             return task, *_make(make, task, store)
+    except Unfit as e: return task, "unfit", (str(e), "")
     except Exception as e:
         became = "folder" if _about_folder(e, store) else "broken"
         return task, became, (f"{type(e).__name__}: {e}", traceback.format_exc())
@@ -485,6 +499,7 @@ class _Run:
 
     def settle(self, task, became, words):
         if became == "folder": raise unwritable(self.store, words[0])
+        if became == "unfit": raise Unfit(words[0])
         if became == "busy": return
         if became == "lost": self.lost[task] = words[0]
         if became == "broken": self.broken[task] = words
@@ -497,7 +512,7 @@ def _round(run: _Run, parallel):
     "Try once what is left."
     left, marks, batch = len(run.todo), run.marks(), run.batch()
     try:
-        with closing(parallel(delayed(_compute)(run.make, t, run.store, run.id) for t in batch)) as results:
+        with closing(parallel(delayed(_compute)(run.make, t, run.store, run.id, os.getpid()) for t in batch)) as results:
             for result in results: run.settle(*result)
     except TerminatedWorkerError:
         if marks == run.marks(): raise  # not in any task: workers cannot even start

@@ -19,7 +19,7 @@ from numbers import Integral, Real
 from pathlib import Path
 import numpy as np
 import torch
-from .datasets.builtin import cifar10, digits
+from .datasets.builtin import cifar10, cifar10n, digits
 from .datasets.folder import image_folder
 from .datasets.people import celeba, choose_identities, whole_identities, writers
 from .datasets.source import Source, data_root
@@ -426,7 +426,8 @@ def _divide_people(source: Source, request, seed, val, subset) -> Split:
     return replace(split, val=train[held].compact()) if val else split
 
 # %% ../nbs/19_load.ipynb #53f48fcc
-SOURCES = {"digits": digits, "cifar10": cifar10, "folder": image_folder, "celeba": celeba, "writers": writers}
+SOURCES = {"digits": digits, "cifar10": cifar10, "cifar10n": cifar10n, "folder": image_folder, "celeba": celeba,
+           "writers": writers}
 OURS = "root, forget, seed, val and subset"  # what every data set takes
 
 def options_of(dataset: str) -> dict:

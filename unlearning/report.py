@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'OURS', 'LOOK', 'BINS', 'BESIDE', 'STYLES', 'PAPER_NAMES', 'resampled_gaps', 'summary', 'origin', 'title',
-           'mia_table', 'unlearned', 'chance_table', 'forget_table', 'protocol', 'as_text', 'save_report',
-           'plot_losses', 'plot_accuracy', 'plot_mia_gaps', 'plot_forget_quality', 'plot_tradeoff', 'witness',
-           'plot_witness', 'paper_tables', 'paper_summary', 'beside_paper', 'plot_beside_paper', 'recompute_paper']
+           'mia_table', 'unlearned', 'chance_table', 'forget_table', 'wrong_table', 'protocol', 'as_text',
+           'save_report', 'plot_losses', 'plot_accuracy', 'plot_mia_gaps', 'plot_forget_quality', 'plot_tradeoff',
+           'plot_wrong_labels', 'witness', 'plot_witness', 'paper_tables', 'paper_summary', 'beside_paper',
+           'plot_beside_paper', 'recompute_paper']
 
 # %% ../nbs/90_report.ipynb #5792799e
 from importlib.resources import files
@@ -34,12 +35,13 @@ def resampled_gaps(
     return pd.DataFrame({method: abs(means(frame) - target).mean(axis=1) for method, frame in groups})
 
 # %% ../nbs/90_report.ipynb #ab1b37f5
-OURS = ["RA", "TA", "UA", *ATTACKS, "seconds"]
+OURS = ["RA", "TA", "UA", "UA_true", *ATTACKS, "seconds"]  # UA_true only where a split knows true labels
 
 def _row(frame, retrained, chance) -> dict:
     "A row of `summary`: of the networks of a method, beside the retrained ones."
     gaps = mia_gaps(*(f[list(ATTACKS)].mean().to_dict() for f in (frame, retrained)))
-    return {**frame[OURS].mean(), **{f"{c}_sd": frame[c].std() for c in OURS}, **{f"{a}_gap": gaps[a] for a in ATTACKS},
+    ours = [c for c in OURS if c in frame]
+    return {**frame[ours].mean(), **{f"{c}_sd": frame[c].std() for c in ours}, **{f"{a}_gap": gaps[a] for a in ATTACKS},
             "mean_gap": gaps["mean"], "largest_gap": gaps["largest"], "seeds": len(frame),
             "mean_gap_se": 0. if frame is retrained else chance,
             "time": 100 * frame.seconds.mean() / retrained.seconds.mean()}
@@ -112,6 +114,7 @@ def forget_table(results: Results) -> pd.DataFrame:
     "The paper's Tables 2 and 4: accuracy, F-score with its ceiling under both protocols, total score and time."
     s, arrows = summary(results), zip(("RA", "TA", "UA"), ("↑", "↑", "→ Retrain"))
     table = pd.DataFrame({f"{part} {arrow}": _spread(s, part) for part, arrow in arrows}, index=s.index)
+    if "UA_true" in s: table["UA, true ↑"] = _spread(s, "UA_true")
     for p in ("paper", "challenge"):
         columns = (s[f"{value}_{p}"] for value in ("F", "ceiling", "ceiling_sd"))
         table[f"F {p} ↑ [ceiling]"] = [_beside_ceiling(*row) for row in zip(*columns)]
@@ -120,14 +123,31 @@ def forget_table(results: Results) -> pd.DataFrame:
         table[name] = _or_dash(form, s[column], s.index != "original")  # it would be the time of training it
     return _label(table.assign(seeds=s.seeds.astype(int)), results)
 
+# %% ../nbs/90_report.ipynb #f37a45f3
+def wrong_table(results: Results) -> pd.DataFrame:
+    "Which method forgot wrong labels: accuracy against given and true ones, test accuracy, time; the best first."
+    s = summary(results)
+    ranked = s.loc[unlearned(results)].sort_values("UA_true", ascending=False).index
+    lost = [m for m in results.facts["titles"] if m not in s.index]
+    s = s.loc[["retrain", *ranked, "original"]]
+    table = {f"{name} [%]": _spread(s, part) for name, part in
+             {"forget, given ↓": "UA", "forget, true ↑": "UA_true", "test ↑": "TA"}.items()}
+    table["time [% of Retrain]"] = _or_dash("{:.1f}", s.time, s.index != "original")
+    table = pd.DataFrame(table | dict(seeds=s.seeds.astype(int)), index=s.index)
+    return _label(table.reindex([*s.index, *lost]).fillna({"seeds": 0}).fillna("–").astype({"seeds": int}), results)
+
 # %% ../nbs/90_report.ipynb #b144db04
 def _training_in_words(t) -> str:
     weights = ", class weights" if t["class_weights"] else ""
     augment = ", ".join(a if isinstance(a, str) else str(a) for a in t["augment"]) or "none"
-    precision = "" if t["precision"] == "auto" else f", {t['precision']}"
     return (f"{t['epochs']} epochs of {t['optimizer']} ({t['schedule']}, rate {t['lr']}, batch {t['batch_size']}, "
             f"weight decay {t['weight_decay']}, label smoothing {t['label_smoothing']}{weights}, "
-            f"augmentation {augment}{precision})")
+            f"augmentation {augment}, {t['precision']})")
+
+def _repairs(f) -> str:
+    phases = [p for recipe in f["recipes"].values() for p in recipe["phases"]]
+    types = {p["training"]["precision"] for p in phases if "training" in p}
+    return f" Repairs in {' and '.join(sorted(types))}." if types - {f["training"]["precision"]} else ""
 
 def _machine(f) -> str:
     e = f["environment"]
@@ -147,14 +167,15 @@ def protocol(results: Results) -> str:
     return (f"{f['data']}: {f['train']:,} training images, {f['forget']:,} of them to forget, {f['test']:,} test images."
             f" Network {f['network']}, {_training_in_words(f['training'])}. K = {f['K']} retrained networks and "
             f"{f['K']} seeds of each method on {original}; ± is the standard deviation over seeds, for the mean gap "
-            f"its bootstrap standard error. SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
+            f"its bootstrap standard error.{_repairs(f)} SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
             + _machine(f) + _lost(results))
 
 # %% ../nbs/90_report.ipynb #7f3c1425
 def as_text(results: Results) -> str:
     "The tables as plain text."
     with pd.option_context("display.width", 250, "display.max_columns", 30):
-        return (f"Membership inference\n\n{mia_table(results)}\n\nAccuracy and forget quality\n\n"
+        wrong = f"Wrong labels\n\n{wrong_table(results)}\n\n" if "UA_true" in results.networks else ""
+        return (f"{wrong}Membership inference\n\n{mia_table(results)}\n\nAccuracy and forget quality\n\n"
                 f"{forget_table(results)}\n\n{protocol(results)}\n")
 
 def save_report(results: Results, folder) -> Path:
@@ -258,6 +279,29 @@ def plot_tradeoff(results: Results):
     ax.axhline(0, color="black", lw=0.7, ls="--"); ax.margins(0.15)
     ax.set(xlabel="forget quality [% of its ceiling], paper protocol", ylabel="test accuracy − Retrain's [points]")
     ax.legend(title="method, time in % of Retrain (area)", **BESIDE)
+    ax.figure.tight_layout()
+    return _signed(ax.figure, results)
+
+# %% ../nbs/90_report.ipynb #1bd4543f
+def _target(ax, s, m, line, name):
+    "A row by which the others are measured: a line for each of its two accuracies, its spread where they cross."
+    look = dict(color="black", lw=0.7, ls=line)
+    ax.axhline(s.TA[m], label=name, **look); ax.axvline(s.UA[m], **look)
+    ax.errorbar(s.UA[m], s.TA[m], s.TA_sd[m], s.UA_sd[m], fmt="none", ecolor="black", elinewidth=2)
+
+def plot_wrong_labels(results: Results):
+    "Test accuracy over accuracy on the given wrong labels, mean ± sd over seeds, a number a method."
+    s, ax = summary(results), plt.figure(figsize=(7.5, 3.8)).gca()
+    low = s.TA["original"] - 10  # whatever is wrecked lies on this edge, or it would press the others together
+    for m, line in (("retrain", "--"), ("original", ":")): _target(ax, s, m, line, title(results, m))
+    for i, m in enumerate(unlearned(results), 1):
+        sunk = s.TA[m] < low
+        x, y, look = s.UA[m], max(s.TA[m], low), dict(marker="v" if sunk else "o", color="gray", elinewidth=0.8)
+        ax.errorbar(x, y, 0 if sunk else s.TA_sd[m], s.UA_sd[m], ms=11, mfc="white", mec="black", mew=0.8, **look)
+        ax.text(x, y, str(i), ha="center", va="center", fontsize=6, zorder=4)
+        ax.plot([], [], " ", label=f"{i}  {title(results, m)}" + (f", test {s.TA[m]:.0f} %" if sunk else ""))
+    ax.set(xlabel="accuracy on forget against the given, wrong labels [%]", ylabel="test accuracy [%]")
+    ax.margins(0.08); ax.legend(**(BESIDE | dict(handlelength=1.5)))
     ax.figure.tight_layout()
     return _signed(ax.figure, results)
 

@@ -16,7 +16,7 @@ from .models import create_model
 from .training import Training, fit, logits
 
 # %% ../nbs/30_show.ipynb #c9f3c192
-WRONG_DIGITS = Training(epochs=30, batch_size=64, lr=0.1, label_smoothing=0, augment=())
+WRONG_DIGITS = Training(epochs=30, batch_size=64, lr=0.1, label_smoothing=0, augment=(), precision="float32")
 
 @lru_cache
 def wrong_digits(seed: int = 0) -> tuple:  # split, original, retrained
