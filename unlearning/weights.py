@@ -27,19 +27,25 @@ def _ties(state):
     return {k: one for k, v in tensors.items() if (one := first.setdefault(_same_tensor(v), k)) != k}
 
 # %% ../nbs/22_weights.ipynb #6c177ea5
-def _plain(name): return re.sub(r"(?<![^.])_orig_mod\.", "", name)  # torch.compile's prefix, at any depth
+def _plain(name): return re.sub(r"(?<![^.])_orig_mod\.", "", name)  # torch.compile's prefix
 
 def _image(net): return next((m.image for m in masks(net).values()), None)
 
+def _plain_state(net):
+    state = {_plain(k): v for k, v in net.state_dict().items()}
+    if other := [k for k, v in state.items() if not isinstance(v, torch.Tensor)]:
+        raise ValueError(f"{type(net).__name__} keeps {other[0]!r} in its state: "
+                         "safetensors holds tensors only")
+    return state
+
+# %% ../nbs/22_weights.ipynb #298b7408
 def save_weights(
     model: nn.Module,
     path,
 ) -> Path:
-    "Write weights, buffers and masks as safetensors under their plain names; the file is whole, or it is not there."
+    "Write weights, buffers and masks as safetensors under their plain names; whole, or not at all."
     net, path = unwrap(model), Path(path)
-    state = {_plain(k): v for k, v in net.state_dict().items()}
-    if other := [k for k, v in state.items() if not isinstance(v, torch.Tensor)]:
-        raise ValueError(f"{type(net).__name__} keeps {other[0]!r} in its state: safetensors holds tensors only")
+    state = _plain_state(net)
     ties, image = _ties(state), _image(net)
     facts = ties | ({"image": json.dumps(image)} if image else {})
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,8 +54,25 @@ def save_weights(
     return path
 
 # %% ../nbs/22_weights.ipynb #082955c4
+def _read_safetensors(path):
+    with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+
+def _read_torch(path):
+    with open(path, "rb") as f: return torch.load(f, map_location="cpu", weights_only=True)
+
+def _broken(e):
+    "What to say of a file that torch or safetensors could not read."
+    if "TorchScript" in str(e):
+        return "is a scripted network: write its weights, torch.save(torch.jit.load(path).state_dict(), …)"
+    why = f"({str(e).split('. ')[0][:100]})"
+    return f"is not whole, or not what its first bytes say {why}: fetch it once more from where it came"
+
+# %% ../nbs/22_weights.ipynb #89fb8182
 _WHOLE = ("it holds more than tensors and plain values, as a network that was pickled whole does, and reading that "
-          "would execute its code: where you trust it, load it with its own code and write torch.save(model.state_dict(), …)")
+          "would execute its code: where you trust it, load it with its own code and write "
+          "torch.save(model.state_dict(), …)")
+
+_DAMAGE = (SafetensorError, RuntimeError, EOFError, OSError)
 
 def _read(path):
     "What a file holds, and the facts in its header."
@@ -58,27 +81,16 @@ def _read(path):
         if head[8:] == b"{": return _read_safetensors(path)
         if head[:2] == b"PK" or head[:1] == b"\x80": return _read_torch(path), {}
     except pickle.UnpicklingError as e: raise ValueError(f"{path} cannot be read safely: {_WHOLE}") from e
-    except (SafetensorError, RuntimeError, EOFError, OSError) as e: raise ValueError(f"{path} {_broken(e)}") from e
+    except _DAMAGE as e: raise ValueError(f"{path} {_broken(e)}") from e
     raise ValueError(f"{path} is neither a safetensors file nor a torch checkpoint")
-
-def _read_safetensors(path):
-    with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-
-def _read_torch(path):
-    with open(path, "rb") as f: return torch.load(f, map_location="cpu", weights_only=True)
-
-def _broken(e):
-    scripted = "is a scripted network: write its weights, torch.save(torch.jit.load(path).state_dict(), …)"
-    why = f"({str(e).split('. ')[0][:100]})"
-    damaged = f"is not whole, or not what its first bytes say {why}: fetch it once more from where it came"
-    return scripted if "TorchScript" in str(e) else damaged
 
 # %% ../nbs/22_weights.ipynb #2c5c75db
 _KEYS = ("state_dict model_state_dict model_state model net network module weights params "
          "ema_state_dict state_dict_ema model_ema ema").split()
 
 def _is_state(found):
-    return isinstance(found, Mapping) and len(found) > 0 and all(isinstance(v, torch.Tensor) for v in found.values())
+    if not isinstance(found, Mapping) or not found: return False
+    return all(isinstance(v, torch.Tensor) for v in found.values())
 
 def _find_state(found):
     "The weights by name within a checkpoint, or None."
@@ -95,9 +107,10 @@ def _named_as(own, state):
     "The state under the names of the network `own` (a state dict)."
     bare = {_bare(k): k for k in own}
     found = {k if k in own else bare.get(_bare(k), _bare(k)): v for k, v in state.items()}
-    if "n_averaged" not in own: found.pop("n_averaged", None)  # torch's AveragedModel counts in its state
+    if "n_averaged" not in own: found.pop("n_averaged", None)  # AveragedModel counts in its state
     return found
 
+# %% ../nbs/22_weights.ipynb #12bb5739
 def _tied_too(own, state, facts):
     "Tensors that the file holds under another name of theirs: said in its header, or so in the network."
     told = {k: v for k, v in facts.items() if k not in state and v in state}
@@ -113,7 +126,8 @@ def _misfit(own, state):
     said = [f"it lacks {missing[0]!r}" + _more(missing)] if missing else []
     if unexpected: said.append(f"it has {unexpected[0]!r}, which the network lacks" + _more(unexpected))
     for k in shapes[:1]:
-        said.append(f"{k!r} is {tuple(state[k].shape)}, and in the network {tuple(own[k].shape)}" + _more(shapes))
+        theirs, ours = tuple(state[k].shape), tuple(own[k].shape)
+        said.append(f"{k!r} is {theirs}, and in the network {ours}" + _more(shapes))
     return "; ".join(said) or None
 
 def _more(names): return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
@@ -131,41 +145,58 @@ def _with_places(net, state, facts):
             m.mask = torch.ones(m.size, dtype=torch.bool, device=_device(net))
     return net
 
+# %% ../nbs/22_weights.ipynb #d0eebdbc
+def _owner(net, name):
+    "The parameters of the module that holds `name`, and its name there."
+    path, _, last = name.rpartition(".")
+    return net.get_submodule(path)._parameters, last
+
 def _tie(net, name, to):
     "Make the parameter `name` the parameter `to`, where it is another of the same shape."
-    (path, _, last), (other, _, its) = name.rpartition("."), to.rpartition(".")
-    old, new = net.get_submodule(path)._parameters.get(last), net.get_submodule(other)._parameters.get(its)
-    if old is not None and new is not None and old.shape == new.shape: net.get_submodule(path)._parameters[last] = new
+    (holder, last), (other, its) = _owner(net, name), _owner(net, to)
+    old, new = holder.get(last), other.get(its)
+    if old is not None and new is not None and old.shape == new.shape: holder[last] = new
 
-def load_weights(
-    model: nn.Module,
-    path,             # a file of `save_weights`, or a torch checkpoint (also nested, also with prefixes)
-) -> nn.Module:       # the network, with masks where the file has them
-    "Read weights into a network of the same architecture, in place. `ValueError`: the file is damaged, or does not fit."
-    found, facts = _read(path)
-    state = _find_state(found)
-    if state is None:
-        looked = f"looked for tensors, or under {', '.join(_KEYS)}"
-        raise ValueError(f"{path} holds no weights by name, but {_inventory(found)}: {looked}")
-    try: net = _with_places(unwrap(model), state, facts)
-    except Exception as e:
-        raise ValueError(f"{path} does not fit this network: its masks cannot be placed ({e})") from e
-    own = net.state_dict()
-    state = _tied_too(own, _named_as(own, state), facts)
-    if why := _misfit(own, state): raise ValueError(f"{path} does not fit this network: {why}{_hint(state, own)}")
-    try: net.load_state_dict(state)
-    except RuntimeError as e: raise ValueError(f"{path} does not fit this network: {e}") from e
-    for name, to in facts.items():
-        if name in own and to in own: _tie(net, name, to)
-    return net if unwrap(model) is not net else model
-
+# %% ../nbs/22_weights.ipynb #1d6c8f4a
 def _inventory(found):
     keys = f" with {', '.join(map(repr, list(found)[:5]))}" if isinstance(found, Mapping) else ""
     return f"a {type(found).__name__}{keys}"
 
 def _hint(state, own):
     extra = [k for k in state if k not in own and state[k].dtype == torch.bool and k.endswith(".mask")]
-    return ". Its network had masks: save it with save_weights, or call place_masks on this one first" if extra else ""
+    said = ". Its network had masks: save it with save_weights, or call place_masks on this one first"
+    return said if extra else ""
+
+# %% ../nbs/22_weights.ipynb #f1d9355e
+def _placed(net, state, facts, path):
+    try: return _with_places(net, state, facts)
+    except Exception as e:
+        raise ValueError(f"{path} does not fit this network: its masks cannot be placed ({e})") from e
+
+def _fill(net, state, path):
+    own = net.state_dict()
+    if why := _misfit(own, state):
+        raise ValueError(f"{path} does not fit this network: {why}{_hint(state, own)}")
+    try: net.load_state_dict(state)
+    except RuntimeError as e: raise ValueError(f"{path} does not fit this network: {e}") from e
+
+# %% ../nbs/22_weights.ipynb #6e5e10b4
+def load_weights(
+    model: nn.Module,
+    path,             # a file of `save_weights`, or a torch checkpoint (also nested, also with prefixes)
+) -> nn.Module:       # the network, with masks where the file has them
+    "Read weights into a network of its architecture, in place. `ValueError`: damaged, or it does not fit."
+    found, facts = _read(path)
+    state = _find_state(found)
+    if state is None:
+        raise ValueError(f"{path} holds no weights by name, but {_inventory(found)}: "
+                         f"looked for tensors, or under {', '.join(_KEYS)}")
+    net = _placed(unwrap(model), state, facts, path)
+    own = net.state_dict()
+    _fill(net, _tied_too(own, _named_as(own, state), facts), path)
+    for name, to in facts.items():
+        if name in own and to in own: _tie(net, name, to)
+    return net if unwrap(model) is not net else model
 
 # %% ../nbs/22_weights.ipynb #e3fc511a
 class _Logits(nn.Module):
@@ -176,16 +207,18 @@ def _program(net, x):
     batch = torch.cat([x, x])[:max(2, len(x))]  # torch would take a batch of one for a constant
     try: return torch.export.export(net, (batch,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception:
-        warnings.warn(f"torch cannot export this network for any number of images: its program takes {len(x)} at a time")
+        warnings.warn("torch cannot export this network for any number of images: "
+                      f"its program takes {len(x)} at a time")
         return torch.export.export(net, (x,))
 
+# %% ../nbs/22_weights.ipynb #eeb05a1f
 @torch.no_grad()
 def export(
     model: nn.Module,
     path,
     example,          # images as the network takes them, N × C × H × W
 ) -> Path:
-    "Write the network in eval mode as a program for torch alone: `torch.export.load(path).module()(x)`; atomic."
+    "Write the network in eval mode as a program: `torch.export.load(path).module()(x)`; atomic."
     net, path = copy_network(model).eval(), Path(path)
     outputs(net, example)  # its refusals are in words
     path.parent.mkdir(parents=True, exist_ok=True)

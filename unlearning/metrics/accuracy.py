@@ -9,28 +9,41 @@ __all__ = ['check_logits', 'accuracy']
 import numpy as np
 
 # %% ../../nbs/metrics/70_accuracy.ipynb #01941210
+def _check_shapes(z, y):
+    if z.ndim != 2 or z.shape[1] < 2 or not len(z):
+        raise ValueError(f"logits have shape {z.shape}: "
+                         "expected (images, classes) with at least one image and two classes")
+    if y.shape != z.shape[:1]:
+        raise ValueError(f"labels have shape {y.shape}, but there are {len(z)} rows of logits: "
+                         "expected one label a row")
+    if y.dtype.kind not in "iu":
+        raise ValueError(f"labels are {y.dtype}: expected integer class numbers; "
+                         "convert them with .astype(int) if they are whole")
+
+# %% ../../nbs/metrics/70_accuracy.ipynb #83ca684d
+def _check_values(z, y):
+    bad = ~np.isfinite(z)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        where = f"{z[row, column]} at row {row}, class {column}"
+        many = f"{bad.sum()} of {z.size} logits are not finite, in {bad.any(1).sum()} of {len(z)} rows"
+        raise ValueError(f"{many}; the first is {where}: did the network's training diverge?")
+    wrong = np.flatnonzero((y < 0) | (y >= z.shape[1]))
+    if len(wrong):
+        where = f"{y[wrong[0]]} at row {wrong[0]}"
+        raise ValueError(f"{len(wrong)} labels lie outside 0 … {z.shape[1] - 1}; the first is {where}: "
+                         "were the labels made for other classes than the logits?")
+
+# %% ../../nbs/metrics/70_accuracy.ipynb #c322a069
 def check_logits(
     logits,  # (n, classes) real numbers: an array, or a torch tensor on the CPU
     labels,  # (n,) integers in 0 … classes−1
 ):           # the pair as NumPy arrays: float64 logits, int64 labels
-    "The two as arrays that a metric can trust. `ValueError` for a wrong shape, an empty set, a non-finite logit or an impossible label."
+    "The two as arrays to trust. `ValueError`: shape, no image, a logit not finite, an impossible label."
     z, y = np.asarray(logits), np.asarray(labels)
-    if z.ndim != 2 or z.shape[1] < 2 or not len(z):
-        raise ValueError(f"logits have shape {z.shape}: expected (images, classes) with at least one image and two classes")
-    if y.shape != z.shape[:1]:
-        raise ValueError(f"labels have shape {y.shape}, but there are {len(z)} rows of logits: expected one label a row")
-    if y.dtype.kind not in "iu":
-        raise ValueError(f"labels are {y.dtype}: expected integer class numbers; convert them with .astype(int) if they are whole")
+    _check_shapes(z, y)
     z, y = z.astype(np.float64), y.astype(np.int64)
-    bad = ~np.isfinite(z)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        raise ValueError(f"{bad.sum()} of {z.size} logits are not finite, in {bad.any(1).sum()} of {len(z)} rows; the first is "
-                         f"{z[row, column]} at row {row}, class {column}: did the network's training diverge?")
-    wrong = np.flatnonzero((y < 0) | (y >= z.shape[1]))
-    if len(wrong):
-        raise ValueError(f"{len(wrong)} labels lie outside 0 … {z.shape[1] - 1}; the first is {y[wrong[0]]} at row {wrong[0]}: "
-                         "were the labels made for other classes than the logits?")
+    _check_values(z, y)
     return z, y
 
 # %% ../../nbs/metrics/70_accuracy.ipynb #4549c48a
@@ -38,6 +51,6 @@ def accuracy(
     logits,  # (n, classes)
     labels,  # (n,) integers
 )->float:    # percent of the rows whose largest logit is at the label
-    "Percentage of right answers: RA, TA or UA of the paper's Tables 2 and 4, as the images are retain, test or forget."
+    "Percentage of right answers: RA, TA or UA of the paper's Tables 2 and 4, on retain, test or forget."
     z, y = check_logits(logits, labels)
     return float(100 * (z.argmax(1) == y).mean())

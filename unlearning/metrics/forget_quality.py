@@ -29,8 +29,8 @@ def epsilon_table(
     k_r:int,      # retrained networks
     delta:float,  # δ of eq. (2), 0 ≤ δ < 1
 )->np.ndarray:    # (k_u + 1, k_r + 1)
-    "Eq. (2) at [i, j]: ε of an attack that calls `i` of the unlearned and `j` of the retrained values \"unlearned\"."
-    if not 0 <= delta < 1: raise ValueError(f"delta is {delta}: expected 0 ≤ delta < 1, as 0.01 in the paper")
+    "Eq. (2) at [i, j]: ε of an attack that calls `i` unlearned and `j` retrained values \"unlearned\"."
+    if not 0 <= delta < 1: raise ValueError(f"delta is {delta}: expected 0 ≤ delta < 1, as 0.01")
     fnr, fpr = np.arange(k_u, -1, -1)[:, None] / k_u, np.arange(k_r + 1)[None] / k_r
     with np.errstate(divide="ignore", invalid="ignore"):
         eps = np.fmax(np.log(1 - delta - fpr) - np.log(fnr), np.log(1 - delta - fnr) - np.log(fpr))
@@ -40,17 +40,18 @@ def epsilon_table(
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #77a8b573
 def _cuts(u, r):
-    "(n, K_U + K_R − 1) places in the flattened table: the counts to the left of each position between neighbours in sorted order."
+    "(n, K_U + K_R − 1) places in the flattened table: the counts to the left of each position."
     values = np.concatenate([u, r]).T
     order = values.argsort(axis=1)
     steps = np.where(order < len(u), len(r) + 1, 1)
     places = steps.cumsum(axis=1)[:, :-1]
     values = np.take_along_axis(values, order, axis=1)
     distinct = values[:, 1:] > values[:, :-1]
-    # No threshold parts equal values: such a position repeats the threshold to its left, or the first one if there is none
+    # No threshold parts equal values: there the threshold to the left is repeated, or the first one
     first = np.where(distinct, places, (len(u) + 1) * (len(r) + 1) - 1).min(axis=1, keepdims=True)
     return np.maximum(np.maximum.accumulate(np.where(distinct, places, 0), axis=1), first)
 
+# %% ../../nbs/metrics/72_forget_quality.ipynb #74602ab9
 def _both_directions(table): return np.maximum(table, table[::-1, ::-1]).ravel()
 
 def single(u, r, table):
@@ -80,36 +81,44 @@ def gaussian(u, r, table):
 ATTACKS = dict(single=single, interval=interval, gaussian=gaussian)
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #abcd8600
+def _check_array(name, x):
+    "One of the two as float64 (K, n)."
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
+        raise ValueError(f"{name} has shape {x.shape}: "
+                         "expected (networks, images) with at least two networks and one image")
+    for k, i in np.argwhere(~np.isfinite(x))[:1]:
+        raise ValueError(f"{(~np.isfinite(x)).sum()} of {x.size} values of {name} are not finite; "
+                         f"the first is {x[k, i]} at network {k}, image {i}: "
+                         "compute them with `statistic` from finite logits")
+    return x
+
+# %% ../../nbs/metrics/72_forget_quality.ipynb #e89c6941
 def _check_values(unlearned, retrained):
     "Both as float64 arrays (K, n) over the same images."
-    pair = []
-    for name, x in (("unlearned", unlearned), ("retrained", retrained)):
-        x = np.asarray(x, dtype=np.float64)
-        if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
-            raise ValueError(f"{name} has shape {x.shape}: expected (networks, images) with at least two networks and one image")
-        bad = ~np.isfinite(x)
-        if bad.any():
-            k, i = np.argwhere(bad)[0]
-            raise ValueError(f"{bad.sum()} of {x.size} values of {name} are not finite; the first is {x[k, i]} at network {k}, image {i}: "
-                             "compute them with `statistic` from finite logits")
-        pair.append(x)
-    if pair[0].shape[1] != pair[1].shape[1]:
-        raise ValueError(f"unlearned has {pair[0].shape[1]} images and retrained {pair[1].shape[1]}: ask both about the same forget set")
-    return pair
+    u, r = _check_array("unlearned", unlearned), _check_array("retrained", retrained)
+    if u.shape[1] == r.shape[1]: return u, r
+    raise ValueError(f"unlearned has {u.shape[1]} images and retrained {r.shape[1]}: "
+                     "ask both about the same forget set")
+
+# %% ../../nbs/metrics/72_forget_quality.ipynb #8069234e
+def _families(attacks):
+    "The functions of some families by name, or of one."
+    names = (attacks,) if isinstance(attacks, str) else tuple(attacks)
+    if names and all(a in ATTACKS for a in names): return [ATTACKS[a] for a in names]
+    known = ", ".join(ATTACKS)
+    raise ValueError(f"attacks are {names}: expected at least one, all of them among {known}")
 
 def epsilons(
-    unlearned,              # (K_U, n): a scalar of the output of each unlearned network for each forgotten image, see `statistic`
+    unlearned,              # (K_U, n): `statistic` of each unlearned network for each forgotten image
     retrained,              # (K_R, n): the same under the retrained networks
     delta:float,            # δ of eq. (2)
     attacks=("single",),    # families: any of "single", "interval", "gaussian"
 )->np.ndarray:              # (n,) ε of each image, from 0 to ∞
-    "Eq. (2): the largest ε over all attacks of the families, for each image. `ValueError` for values that are not finite or unknown attacks."
+    "Eq. (2): the largest ε over all attacks. `ValueError`: values not finite, or unknown attacks."
     unlearned, retrained = _check_values(unlearned, retrained)
-    attacks = (attacks,) if isinstance(attacks, str) else tuple(attacks)
-    unknown = [a for a in attacks if a not in ATTACKS]
-    if unknown or not attacks: raise ValueError(f"attacks are {attacks}: expected at least one, all of them among {', '.join(ATTACKS)}")
-    table = epsilon_table(len(unlearned), len(retrained), delta)
-    return np.max([ATTACKS[a](unlearned, retrained, table) for a in attacks], axis=0)
+    families, table = _families(attacks), epsilon_table(len(unlearned), len(retrained), delta)
+    return np.max([attack(unlearned, retrained, table) for attack in families], axis=0)
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #cfeb583e
 @dataclass(frozen=True)
@@ -120,9 +129,11 @@ class Protocol:
     buckets: Callable  # K -> how many 0.5-wide buckets of ε score above 0
 
 PROTOCOLS = dict(
+    # The paper's attack; δ and buckets are ours, since it prints neither
     paper=Protocol(("single",), 0.01, lambda K: 13),
     challenge=Protocol(("single", "interval"), 1e-5, lambda K: max(1, 2 * int(np.ceil(np.log(K - 1))))))
 
+# %% ../../nbs/metrics/72_forget_quality.ipynb #d77d239e
 def image_scores(
     epsilons,      # (n,) ε ≥ 0, ∞ allowed
     buckets:int,   # how many buckets score above 0
@@ -132,15 +143,29 @@ def image_scores(
     return np.where(k < buckets, 0.5**k, 0.)
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #8e742556
+def _deals(unlearned, retrained, permutations, seed):
+    "All networks dealt out again at random, some times: pairs of (K_U, n) and (K_R, n)."
+    pool, k, rng = np.concatenate([unlearned, retrained]), len(unlearned), np.random.default_rng(seed)
+    for _ in range(permutations):
+        deal = pool[rng.permutation(len(pool))]
+        yield deal[:k], deal[k:]
+
+# %% ../../nbs/metrics/72_forget_quality.ipynb #765f4338
 @dataclass(frozen=True)
 class ForgetQuality:
     "What `forget_quality` measured."
     F: float                                  # mean score over the forget set: 0 … 1
-    ceiling: float                            # the same of a perfect unlearner at this K: mean over permutations
+    ceiling: float                            # of a perfect unlearner at this K: mean over permutations
     ceiling_sd: float                         # standard deviation over permutations
     epsilons: np.ndarray = field(repr=False)  # (n,) ε of each image
     scores: np.ndarray = field(repr=False)    # (n,) f(ε) of each image
 
+def _as_protocol(protocol):
+    if not isinstance(protocol, str): return protocol
+    if protocol in PROTOCOLS: return PROTOCOLS[protocol]
+    raise ValueError(f"protocol is {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
+
+# %% ../../nbs/metrics/72_forget_quality.ipynb #190ba337
 def forget_quality(
     unlearned,            # (K_U, n) `statistic` of each unlearned network on the forget set
     retrained,            # (K_R, n) the same of each retrained network
@@ -149,22 +174,19 @@ def forget_quality(
     attacks=None,         # families of attacks instead of the protocol's, as ("single", "gaussian")
     seed:int=0,           # of the deals
 )->ForgetQuality:
-    "The paper's F-score (§2.1), with each image's ε and score and the permutation ceiling at the same K."
-    if isinstance(protocol, str) and protocol not in PROTOCOLS:
-        raise ValueError(f"protocol is {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
-    p = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
+    "The paper's F-score (§2.1), with each image's ε and score and the ceiling at the same K."
+    p = _as_protocol(protocol)
     unlearned, retrained = _check_values(unlearned, retrained)
-    k_u, k_r = len(unlearned), len(retrained)
+    buckets = p.buckets(min(len(unlearned), len(retrained)))
     def measure(u, r):
         eps = epsilons(u, r, p.delta, p.attacks if attacks is None else attacks)
-        return eps, image_scores(eps, p.buckets(min(k_u, k_r)))
-    pool, rng = np.concatenate([unlearned, retrained]), np.random.default_rng(seed)
-    deals = (pool[rng.permutation(len(pool))] for _ in range(permutations))
-    null = [measure(deal[:k_u], deal[k_u:])[1].mean() for deal in deals] or [np.nan]
+        return eps, image_scores(eps, buckets)
+    deals = _deals(unlearned, retrained, permutations, seed)
+    null = [measure(*deal)[1].mean() for deal in deals] or [np.nan]
     eps, scores = measure(unlearned, retrained)
     return ForgetQuality(float(scores.mean()), float(np.mean(null)), float(np.std(null)), eps, scores)
 
-# %% ../../nbs/metrics/72_forget_quality.ipynb #1db77f23
+# %% ../../nbs/metrics/72_forget_quality.ipynb #24d9634b
 def total_score(
     F:float,     # forget quality
     ra_u:float,  # retain accuracy of the unlearned networks, in the unit of ra_r
@@ -172,6 +194,7 @@ def total_score(
     ta_u:float,  # test accuracy of the unlearned networks, in the unit of ta_r
     ta_r:float,  # of the retrained ones
 )->float:
-    "F times the two utility ratios. `ValueError` if a retrained accuracy is not positive."
-    if not (ra_r > 0 and ta_r > 0): raise ValueError(f"the retrained networks have RA {ra_r} and TA {ta_r}: expected both above 0")
+    "F times the two utility ratios, the challenge's g. `ValueError`: a retrained accuracy not above 0."
+    if not (ra_r > 0 and ta_r > 0):
+        raise ValueError(f"the retrained networks have RA {ra_r} and TA {ta_r}: expected both above 0")
     return F * (ra_u / ra_r) * (ta_u / ta_r)

@@ -10,22 +10,25 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 # %% ../../nbs/metrics/73_separation.ipynb #3dc6c927
+def _finite(name, values):
+    v = np.asarray(values, dtype=np.float64)
+    if v.ndim != 1 or not len(v): raise ValueError(f"{name} has shape {v.shape}: expected a value for each image")
+    if bad := np.sum(~np.isfinite(v)): raise ValueError(f"{bad} of {len(v)} values of {name} are not finite")
+    return v
+
+# %% ../../nbs/metrics/73_separation.ipynb #66e1f7fa
 def separation(
     one, other,  # a value for each image of two sets, float, (n,) and (m,)
 ) -> float:      # percent
-    "AUC: how often a value of `one` lies above one of `other`. `ValueError`: a set is empty, a value not finite."
-    sets = {name: np.asarray(v, dtype=np.float64) for name, v in (("one", one), ("other", other))}
-    for name, v in sets.items():
-        if v.ndim != 1 or not len(v): raise ValueError(f"{name} has shape {v.shape}: expected a value for each image")
-        if bad := np.sum(~np.isfinite(v)): raise ValueError(f"{bad} of {len(v)} values of {name} are not finite")
-    which = np.repeat([1, 0], [len(v) for v in sets.values()])
-    return float(100 * roc_auc_score(which, np.concatenate(list(sets.values()))))
+    "AUC: how often a value of `one` lies above one of `other`. `ValueError`: an empty set, a value not finite."
+    sets = [_finite(name, v) for name, v in (("one", one), ("other", other))]
+    return float(100 * roc_auc_score(np.repeat([1, 0], [len(v) for v in sets]), np.concatenate(sets)))
 
 # %% ../../nbs/metrics/73_separation.ipynb #72697332
 PAIRS = (("forget", "test"), ("retain", "forget"), ("retain", "test"))
 
 def separations(
-    values: dict,  # of "retain", "forget" and "test": a value for each image, higher where the network is surer
+    values: dict,  # of "retain", "forget", "test": a value for each image, higher where surer
 ) -> dict:         # "forget above test" …: percent
     "How well a network's confidence tells the parts of a split apart."
     return {f"{one} above {other}": separation(values[one], values[other]) for one, other in PAIRS}
