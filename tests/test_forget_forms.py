@@ -392,3 +392,29 @@ def test_an_unknown_data_set(dataset):
 
 
 def test_subset_of_nothing_is_all(): assert load_split('digits', subset=None).fingerprint == load_split('digits').fingerprint
+
+
+# D13 again: whoever trains on what is retained knows which class is gone
+
+from unlearning.study import Study, run_study
+from unlearning.unlearn import Recipe, Repair, unlearn
+
+WEIGHTED = Training(epochs=1, batch_size=64, lr=0.1, class_weights=True, augment=())
+
+
+def test_a_weighted_recipe_without_the_class(no_threes):
+    model = create_model('small', 10, 1, 8)
+    student = unlearn(model, no_threes, Recipe(name='weighted', phases=(Repair(training=WEIGHTED),)))
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), student.parameters()))
+
+
+def test_a_weighted_study_without_the_class(no_threes, tmp_path):
+    results = run_study(Study(no_threes, {'weighted': Recipe(name='weighted', phases=(Repair(training=WEIGHTED),))}, tmp_path, training=WEIGHTED, seeds=2, jobs=1), progress=False)
+    assert not results.failures
+
+
+def test_a_class_missing_from_train_is_still_refused():
+    digit = digits()
+    few = digit.train[np.flatnonzero(LABELS != 3)]
+    split = make_split(few, digit.test, range(50), digit.classes)
+    with pytest.raises(ValueError, match='class 3 has no training image'): unlearn(create_model('small', 10, 1, 8), split, Recipe(name='weighted', phases=(Repair(training=WEIGHTED),)))

@@ -138,6 +138,7 @@ def check(
     smallest: int = 2,              # images in the smallest batch that the network will be trained on
     accuracy: float | None = None,  # on test, percent, as its owner says; None: no word
     most: int = 250,                # test images to look at; with `accuracy`, 2,000
+    trained: bool = True,           # False: a network before its training, whose accuracy says nothing
 ) -> Look:
     "Look before the work. `ValueError` names what cannot work and the remedy; a `Doubt` warns of what rarely is meant."
     refuse_strangers(model, split)
@@ -148,7 +149,7 @@ def check(
     refuse_copy(network, batch, answers)
     seen, n = _test_accuracy(copied, split, most if accuracy is None else 2000)
     if accuracy is not None: refuse_accuracy(seen, accuracy, n)
-    else: doubt_accuracy(seen, split.test.labels[_spread(split.test, most)])
+    elif trained: doubt_accuracy(seen, split.test.labels[_spread(split.test, most)])
     refuse_training(copied, batch, smallest)
     doubt_copies(split)
     return summed_up(network, split, answers, seen, n)

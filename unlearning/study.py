@@ -27,6 +27,7 @@ from torch import nn
 
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .images import Split, read_split, save_split, shared_split
+from .load import gone_classes
 from .check import check
 from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own, progress_bar, raise_errors,
                                  run_tasks, stored_tensors, unwritable)
@@ -35,7 +36,8 @@ from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_
 from .metrics.membership_inference import svc_mia
 from .metrics.separation import separations
 from .models import NETWORKS, create_model
-from .training import Training, fit, logits, make_optimizer, make_schedule, native_bfloat16, settled
+from .training import (Training, cross_entropy, fit, logits, make_optimizer, make_schedule,
+                                 native_bfloat16, settled)
 from .files import set_aside
 from .unlearn import Recipe, Repair, look_before, run_recipe
 
@@ -370,7 +372,8 @@ class Maker(Setup):
         # Retrain: a fresh initialization, and seeds that the original does not use.
         images, seed = (split.train, 0) if task.method == "original" else (split.retain, 1 + task.seed)
         model = self.plan.fresh(seed)
-        history = fit(model, images, self.training, seed, checkpoint=self.store.checkpoint(task))
+        loss = cross_entropy(self.training, images, gone_classes(split))
+        history = fit(model, images, self.training, seed, loss, checkpoint=self.store.checkpoint(task))
         return model, sum(epoch["seconds"] for epoch in history)
 
     def unlearned(self, split, task):
@@ -530,10 +533,11 @@ def trained_first(study, tasks, run, make) -> dict:
 
 def look(study):
     "What cannot work is refused before the work: see `check`."
-    model = study.plan.fresh(0) if study.original is None else study.original
+    trained = study.original is not None
+    model = study.original if trained else study.plan.fresh(0)
     smallest = min(2, study.training.batch_size, len(study.split.retain))
-    check(model, study.split, smallest)
-    look_before(model, study.split, study.recipes.values())
+    check(model, study.split, smallest, trained=trained)
+    look_before(model, study.split, study.recipes.values(), trained=trained)
 
 def without_original(tasks, failures, broken):
     "Nothing can be unlearned without it."

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from .check import check
 from .images import Batch, Split, batches
+from .load import gone_classes
 from .models import copy_network, outputs
 from .show import accuracies, spread_out
 from .training import (Stepper, Training, cross_entropy, deterministic, fit, forward_type, logits,
@@ -223,7 +224,8 @@ class Repair(Phase):
 def repair(run: Run, phase: Repair):
     "One repair phase: the one training loop, with the phase's retain loss and the constraints."
     images, settings = run.split.parts[phase.part], phase.training
-    ordinary, total, gone = cross_entropy(settings, images), phase.steps(run.split)[1], 0
+    ordinary = cross_entropy(settings, images, gone_classes(run.split))
+    total, gone = phase.steps(run.split)[1], 0
     def loss(logits, batch):
         return phase.retain(run, logits, batch, ordinary) + sum(c.penalty(run) for c in run.recipe.constraints)
     def after():
@@ -327,11 +329,11 @@ def unlearn(
     look_back(run)
     return run.student
 
-def look_before(model, split, recipes, accuracy=None):
+def look_before(model, split, recipes, accuracy=None, trained=True):
     "`check`, with the smallest batch on which these recipes train."
     refuse_half(model)
     phases = [p for recipe in recipes for p in recipe.phases]
-    return check(model, split, min([2, *(p.smallest(split) for p in phases)]), accuracy)
+    return check(model, split, min([2, *(p.smallest(split) for p in phases)]), accuracy, trained=trained)
 
 # %% ../nbs/31_unlearn.ipynb #7775ea9e
 class RetainCollapse(UserWarning):
