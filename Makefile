@@ -11,7 +11,7 @@ NBS   := nbs/experiments
 # The venv's own kernel first, whatever kernels its user has; and no debugger's warning among the progress lines.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
-# Threads that wait for one another sleep: by default they spin, and beside one busy process a training takes ten times as long.
+# Threads that wait for one another sleep: on a crowded machine spinning takes many times as long, on a free one it gains a little.
 export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help study cifar10 celeba test check export lab clean

@@ -446,7 +446,7 @@ FORMS = dict(pictures=lambda x: x, arrays=np.asarray, tensors=tensor, floats=lam
 @pytest.mark.parametrize('large', [False, True])
 @pytest.mark.parametrize('form', FORMS)
 def test_every_form_is_the_same_source(form, large, tmp_path, monkeypatch):
-    if large: monkeypatch.setattr(source_module, 'LARGE', 0)
+    if large: monkeypatch.setattr('unlearning.datasets.yours.LARGE', 0)
     source = from_dataset(Pictures(30, FORMS[form]), Pictures(10, FORMS[form], first=30), mean=0.4, std=0.3, val=Pictures(4, FORMS[form]), cache=tmp_path)
     assert isinstance(source.train.source, ImageFile) == large and source.classes == ('0', '1')
     assert (pixels(source.train) == NOISE[:30]).all() and (pixels(source.test) == NOISE[30:]).all() and (pixels(source.val) == NOISE[:4]).all()
@@ -459,7 +459,7 @@ def test_every_form_is_the_same_source(form, large, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('large', [False, True])
 def test_floats_stay_floats_even_if_they_come_late(large, tmp_path, monkeypatch):
-    if large: monkeypatch.setattr(source_module, 'LARGE', 0)
+    if large: monkeypatch.setattr('unlearning.datasets.yours.LARGE', 0)
     class Late(Pictures):
         def __getitem__(self, i): return tensor(picture(i % 40)) / (510 if i == 150 else 255), i % 2
     source = from_dataset(Late(200), Pictures(9, halves), cache=tmp_path)
@@ -520,7 +520,7 @@ MEMORY = '''
     import sys
     sys.path[:0] = [{path!r}]
     import numpy as np
-    from unlearning.datasets import source
+    from unlearning.datasets import yours
     from unlearning.datasets.yours import from_dataset
     from unlearning.images import make_split
 
@@ -529,7 +529,7 @@ MEMORY = '''
     class Large:
         def __len__(self): return {n}
         def __getitem__(self, i): return np.full((224, 224, 3), i % 256, np.uint8), i % 7
-    source.LARGE = 2**20
+    yours.LARGE = 2**20
     from_dataset([*zip(np.zeros((3, 8, 8, 3), np.uint8), (0, 1, 2))], [(np.zeros((8, 8, 3), np.uint8), 0)], cache={cache!r})
     before = peak()
     made = from_dataset(Large(), [Large()[i] for i in range(7)], cache={cache!r})

@@ -167,8 +167,12 @@ def protocol(results: Results) -> str:
     return (f"{f['data']}: {f['train']:,} training images, {f['forget']:,} of them to forget, {f['test']:,} test images."
             f" Network {f['network']}, {_training_in_words(f['training'])}. K = {f['K']} retrained networks and "
             f"{f['K']} seeds of each method on {original}; ± is the standard deviation over seeds, for the mean gap "
-            f"its bootstrap standard error.{_repairs(f)} SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
-            + _machine(f) + _lost(results))
+            f"its bootstrap standard error.{_repairs(f)} SVC attack with {shadow}; F ceiling from {f['permutations']} "
+            f"permutations. {_machine(f)}{_lost(results)}{_collapsed(results)}")
+
+def _collapsed(results):
+    rows = [title(results, m) for m in results.facts.get("collapsed", ())]
+    return f" Retain accuracy has collapsed under {', '.join(rows)}: their settings do not fit this network." if rows else ""
 
 # %% ../nbs/90_report.ipynb #7f3c1425
 def as_text(results: Results) -> str:

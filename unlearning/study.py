@@ -9,11 +9,11 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'PARTS', 'EMULATES', 'MEASURE_COST
            'cost_of', 'recipe_settings', 'original_task', 'training_settings', 'network_tasks', 'verified_split',
            'split_in', 'write_split', 'logits_of', 'weights_of', 'weights_in', 'Setup', 'Maker', 'timed', 'Given',
            'maker', 'Measurer', 'measurements', 'Results', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced',
-           'reduced', 'by_method', 'name_of', 'titles', 'facts_of', 'collect', 'trained_first', 'look',
+           'reduced', 'by_method', 'name_of', 'titles', 'facts_of', 'collapsed', 'collect', 'trained_first', 'look',
            'without_original', 'too_few_retrained', 'run_study']
 
 # %% ../nbs/81_study.ipynb #a0c93099
-import copy, inspect, os, socket, time
+import copy, inspect, os, socket, time, warnings
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,18 +28,17 @@ from torch import nn
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .images import Split, read_split, save_split, shared_split
 from .load import gone_classes
-from .check import check
 from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own, progress_bar, raise_errors,
                                  run_tasks, stored_tensors, unwritable)
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia
 from .metrics.separation import separations
-from .models import NETWORKS, create_model
+from .models import NETWORKS, create_model, unwrap
 from .training import (Training, cross_entropy, fit, logits, make_optimizer, make_schedule,
                                  native_bfloat16, settled)
 from .files import set_aside
-from .unlearn import Recipe, Repair, look_before, run_recipe
+from .unlearn import COLLAPSE, Recipe, Repair, RetainCollapse, look_before, run_recipe
 
 # %% ../nbs/81_study.ipynb #37beeef7
 def with_tensors(model: nn.Module, make) -> nn.Module:
@@ -72,8 +71,10 @@ def _own_copy(name, t): return torch.empty_like(t, device="cpu") if t.is_meta el
 def drawn_anew(model: nn.Module) -> nn.Module:
     "A copy whose every parameter its modules have drawn anew. `ValueError` names one that none of them draws."
     model = with_tensors(model, _own_copy)
+    held = {p: p.clone() for p in model.parameters() if not p.requires_grad}  # what its owner froze is no training's work
     for p in model.parameters(): p.fill_(float("nan"))
     _reset(model)
+    for p, value in held.items(): p.copy_(value)
     left = [name for name, p in model.named_parameters() if p.isnan().any()]
     if not left: return model
     raise ValueError(f"{left[0]} is drawn anew by no reset_parameters (nor are {len(left) - 1} others): it would keep "
@@ -86,7 +87,9 @@ def without_drawn(model: nn.Module) -> nn.Module:
     model = drawn_anew(model)
     versions = {name: (id(t), t._version) for name, t in stored_tensors(model).items()}
     _reset(model)
-    constant = lambda name, t: not isinstance(t, nn.Parameter) and versions[name] == (id(t), t._version)
+    def constant(name, t):
+        if isinstance(t, nn.Parameter): return not t.requires_grad
+        return versions[name] == (id(t), t._version)
     return with_tensors(model, lambda name, t: t.clone() if constant(name, t) else _weightless(name, t))
 
 def constants(model: nn.Module) -> dict: return {name: t for name, t in stored_tensors(model).items() if not t.is_meta}
@@ -142,7 +145,9 @@ SAME = ("network {!r} gives the same weights under every seed: a retrained netwo
 # %% ../nbs/81_study.ipynb #19147fa3
 def settings_of(plan: Blueprint):
     "What of a network stands in a key."
-    if not isinstance(plan.network, nn.Module): return describe(plan.network)
+    if isinstance(plan.network, str): return plan.network
+    if not isinstance(plan.network, nn.Module):  # a builder: its own content, and what it builds
+        return dict(builder=describe(plan.network), built=hash_of(architecture(plan.fresh(0))))
     return f"{type(plan.network).__qualname__}#{hash_of([architecture(plan.network), constants(plan.network)])}"
 
 # %% ../nbs/81_study.ipynb #932cd987
@@ -213,7 +218,9 @@ def asked(study) -> dict:
     "The settings of a study as they are meant: Python's numbers, a training that can run, a network and its blueprint."
     values = {k: v.item() for k, v in vars(study).items() if isinstance(v, np.generic)}
     network, split = study.network, study.split
-    if network is None: network = "small" if study.original is None else study.original
+    plain = lambda net: unwrap(net) if isinstance(net, nn.Module) else net
+    network, values["original"] = plain(network), plain(study.original)
+    if network is None: network = "small" if study.original is None else values["original"]
     if not isinstance(study.original, (nn.Module, type(None))):
         raise ValueError(f"original is a {type(study.original).__name__}: pass the trained network, a torch module")
     plan = blueprint(network, (len(split.classes), *split.image_shape[:2]))
@@ -509,6 +516,12 @@ def facts_of(study, environments) -> dict:
     return named | sizes | dict(K=study.seeds, **asked, **settings, environment=common(environments))
 
 # %% ../nbs/81_study.ipynb #10c3e439
+def collapsed(networks) -> list:
+    "Rows that have cost more than `COLLAPSE` points of the original's accuracy on retained images."
+    RA = networks.groupby("method", sort=False).RA.mean()
+    return [m for m in RA.index if m not in ("retrain", "original") and RA["original"] - RA[m] > COLLAPSE]
+
+# %% ../nbs/81_study.ipynb #84b3ad2b
 def collect(study, tasks, measured, store, failures) -> Results:
     "The frames of a study, from the records in its folder."
     labels = {part: getattr(study.split, part).labels.cpu().numpy() for part in PARTS}
@@ -519,6 +532,7 @@ def collect(study, tasks, measured, store, failures) -> Results:
     separation = [dict(method=r.task.method, seed=r.task.seed, **separations(r.values)) for r in unlearned_nothing]
     losses = {m: {part: cross_entropy_of(v) for part, v in row[0].values.items()} for m, row in rows.items()}
     facts, quality = facts_of(study, [r.environment for r in records]), forget_qualities(study, networks, statistics)
+    facts["collapsed"] = collapsed(networks)
     lost = {(t.method, t.seed): why for t, why in failures.items()}
     return Results(networks, quality, statistics, pd.DataFrame(separation), losses, facts, lost)
 
@@ -536,8 +550,7 @@ def look(study):
     trained = study.original is not None
     model = study.original if trained else study.plan.fresh(0)
     smallest = min(2, study.training.batch_size, len(study.split.retain))
-    check(model, study.split, smallest, trained=trained)
-    look_before(model, study.split, study.recipes.values(), trained=trained)
+    look_before(model, study.split, study.recipes.values(), smallest, trained)
 
 def without_original(tasks, failures, broken):
     "Nothing can be unlearned without it."
@@ -568,4 +581,8 @@ def run_study(
         run([m for t, m in measured.items() if t not in failures and t not in broken], measure)
     raise_errors(broken)
     too_few_retrained(tasks, failures)
-    return collect(study, tasks, measured, store, failures)
+    results = collect(study, tasks, measured, store, failures)
+    if rows := results.facts["collapsed"]:
+        warnings.warn(f"the accuracy on retained images has collapsed under {', '.join(rows)}: their settings do not fit "
+                      "this network", RetainCollapse, stacklevel=2)
+    return results

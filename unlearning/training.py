@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'CURVES', 'turn', 'Training', 'make_optimizer', 'make_schedule', 'native_bfloat16', 'fast_type',
-           'forward_type', 'settled', 'class_weights', 'cross_entropy', 'refuse_unreached', 'Stepper', 'frozen_parts',
+           'forward_type', 'settled', 'class_weights', 'cross_entropy', 'refuse_unreached', 'Stepper', 'frozen_norm',
            'train_mode', 'eval_mode', 'deterministic', 'steps_of', 'refuse_half', 'train_epoch', 'told', 'fit',
            'logits']
 
 # %% ../nbs/23_training.ipynb #07b2b01f
-import copy, math, threading, time
+import copy, hashlib, math, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -38,6 +38,9 @@ class Training:
     class_weights: bool = False     # weigh classes by inverse frequency (paper §4.3)
     augment: tuple = ("crop", "flip")
     precision: str = "auto"         # of forward and backward passes: see `forward_type`
+
+    def __post_init__(self):
+        if isinstance(self.augment, list): object.__setattr__(self, "augment", tuple(self.augment))
 
 # The paper's CIFAR-10 training: 30 epochs and class weights (§4.3); what it leaves open, as its authors ran it.
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine",
@@ -117,7 +120,9 @@ def cross_entropy(settings: Training, images: Images, gone=()):
         nonlocal weight  # how many classes there are is known from the first logits
         smooth = settings.label_smoothing
         if not settings.class_weights: return F.cross_entropy(logits, batch.y, label_smoothing=smooth)
-        if weight is None: weight = class_weights(images.labels, logits.shape[1], gone)
+        if weight is None:
+            beyond = range(int(images.labels.max()) + 1, logits.shape[1])  # outputs for classes that no label has
+            weight = class_weights(images.labels, logits.shape[1], {*gone, *beyond})
         each = F.cross_entropy(logits, batch.y, reduction="none", label_smoothing=smooth)
         return (weight[batch.y] * each).sum() / weight[batch.y].sum()
     return loss
@@ -142,27 +147,25 @@ class Stepper:
         self.optimizer.zero_grad()
         self.scaler.scale(value).backward()
 
-    def step(self, before=None):
-        self.scaler.unscale_(self.optimizer)
+    def step(self, before=None, scaled=True):  # scaled: the gradients are `backward`'s
+        if scaled: self.scaler.unscale_(self.optimizer)
         if before: before()  # somebody may change the gradients
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        if scaled: self.scaler.step(self.optimizer); self.scaler.update()
+        else: self.optimizer.step()
         self.schedule.step()
 
 # %% ../nbs/23_training.ipynb #8f0b6f94
-def frozen_parts(model) -> list:
-    "Modules that stay in eval mode while the rest trains."
-    def held(m):
-        weights = list(m.parameters(recurse=False))
-        normalises = getattr(m, "running_mean", None) is not None
-        return normalises and weights and not any(p.requires_grad for p in weights)
-    return [m for m in model.modules() if held(m) or (model.training and not m.training)]
+def frozen_norm(m) -> bool:
+    "Whether a module normalises by statistics, and its owner has frozen its weights."
+    weights = list(m.parameters(recurse=False))
+    normalises = getattr(m, "running_mean", None) is not None
+    return normalises and bool(weights) and not any(p.requires_grad for p in weights)
 
 def train_mode(model):
-    "Train mode, but for what its owner froze."
-    frozen = frozen_parts(model)
+    "Train mode, but for the normalisation that its owner froze."
     model.train()
-    for m in frozen: m.eval()
+    for m in model.modules():
+        if frozen_norm(m): m.eval()
 
 @contextmanager
 def eval_mode(model):
@@ -177,7 +180,7 @@ def eval_mode(model):
 def _state(model, stepper, rng) -> tuple:  # tensors by name, the rest as plain data
     "All that the next epoch of a training depends on, besides its settings and images."
     memory = stepper.optimizer.state_dict()
-    tensors = {f"model/{k}": v for k, v in model.state_dict().items()}
+    tensors = {f"model/{k}": v for k, v in model.state_dict().items() if torch.is_tensor(v)}
     tensors |= {f"optimizer/{i}/{k}": v for i, values in memory["state"].items()
                 for k, v in values.items() if v is not None}
     tensors |= {"rng/own": rng.get_state(), "rng/torch": torch.get_rng_state()}
@@ -191,7 +194,8 @@ def _restore(tensors, facts, model, stepper, rng):
     for name, value in tensors.items():
         kind, *path = name.split("/", 2)
         if kind == "optimizer": memory.setdefault(int(path[0]), {})[path[1]] = value
-    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
+    extra = {k: v for k, v in model.state_dict().items() if not torch.is_tensor(v)}
+    model.load_state_dict(extra | {k[6:]: v for k, v in tensors.items() if k.startswith("model/")})
     stepper.optimizer.load_state_dict(dict(state=memory, param_groups=facts["groups"]))
     stepper.schedule.load_state_dict(facts["schedule"])
     stepper.scaler.load_state_dict(facts["scaler"])
@@ -200,10 +204,14 @@ def _restore(tensors, facts, model, stepper, rng):
 
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
-    weights = {k: list(v.shape) for k, v in model.state_dict().items()}
+    "Whose checkpoint it is: settings, seed, images, and the weights from which the training starts."
+    tensors = {k: v for k, v in model.state_dict().items() if torch.is_tensor(v)} | dict(y=images.labels, at=images.indices)
+    digest = hashlib.blake2b(digest_size=16)
+    for name, t in tensors.items(): digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + _bytes(t))
     augment = [getattr(a, "__qualname__", a) for a in settings.augment]
-    named = asdict(settings) | dict(augment=augment)
-    return [named, seed, len(images), weights]
+    return [asdict(settings) | dict(augment=augment), seed, digest.hexdigest()]
+
+def _bytes(t): return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 def _resume(checkpoint, owner, epochs, *parts) -> list:
     "The history of the training whose checkpoint is there, which `parts` then go on from; [] if there is none."
@@ -222,7 +230,8 @@ def _leave(checkpoint, owner, history, *parts):
     "Write a checkpoint, if it is time."
     if checkpoint is None or not checkpoint.due: return
     tensors, facts = _state(*parts)
-    arrays = {k: v.detach().cpu().numpy() for k, v in tensors.items()}
+    plain = lambda t: t.float() if t.dtype == torch.bfloat16 else t  # NumPy has no bfloat16
+    arrays = {k: plain(v.detach()).cpu().numpy() for k, v in tensors.items()}
     checkpoint.save(owner, arrays, dict(history=history, **facts))
 
 # %% ../nbs/23_training.ipynb #2e63b485
@@ -291,7 +300,8 @@ def fit(
     augment, loss = augmentations(settings.augment), loss or cross_entropy(settings, images)
     train_mode(model.to(images.device))
     stepper = stepper or Stepper(model.parameters(), settings, per_epoch, steps, dtype, images.device)
-    owner, parts, epochs = _owner(model, settings, seed, images), (model, stepper, rng), math.ceil(steps / per_epoch)
+    owner = checkpoint and _owner(model, settings, seed, images)
+    parts, epochs = (model, stepper, rng), math.ceil(steps / per_epoch)
     with deterministic(seed):
         history = _resume(checkpoint, owner, epochs, *parts)
         for epoch in (bar := tqdm(range(len(history), epochs), unit="epoch", disable=not progress)):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream', 'Phase',
            'stepper_of', 'Erase', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase', 'before_step', 'after_step',
-           'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe', 'Recipe', 'run_recipe', 'seeded', 'unlearn',
-           'look_before', 'RetainCollapse', 'look_back', 'follow']
+           'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe', 'Recipe', 'run_recipe', 'weights_of',
+           'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'RetainCollapse', 'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -70,6 +70,7 @@ class RetainLoss(Piece):
 class Descend(Piece):
     "Follow the forget loss; add the retain gradient with a weight, where asked for."
     retain_weight: float = 0.
+    steps_a_batch = 1  # directions that it yields for a forget batch
 
     def directions(self, run: Run, forget, retain):  # functions that return a list of tensors, one for each parameter
         if not self.retain_weight: yield forget()
@@ -92,6 +93,8 @@ class Freeze(Constraint):
     "Hold every parameter whose name starts with one of `names` exactly where it is."
     names: tuple = ()
 
+    def __post_init__(self): object.__setattr__(self, "names", tuple(self.names))  # a list cannot be hashed
+
     def start(self, run):
         held = [p for name, p in run.student.named_parameters() if name.startswith(self.names)]
         if not held:
@@ -106,26 +109,31 @@ class Freeze(Constraint):
 # %% ../nbs/31_unlearn.ipynb #0609c4c7
 def stream(seed: int, role: str, count: int) -> int:
     "A seed for one phase of unlearning, unlike any that training was given."
+    if seed < 0: raise ValueError(f"seed is {seed}: pass 0 or more")
     return int(np.random.SeedSequence([seed, count, *role.encode(), 0x5EED]).generate_state(1)[0])
 
 @dataclass(frozen=True, kw_only=True)
 class Phase(Piece):
     "One stage of a recipe."
     role = "phase"
+    @property
+    def draws(self): return self.role  # phases of which kind are counted for its seed
     def pieces(self): return [v for f in fields(self) if isinstance(v := getattr(self, f.name), Piece)]
     def steps(self, split: Split) -> tuple: return 1, 1  # of an epoch, in all
     def images(self, split: Split) -> float: raise NotImplementedError  # passes, forward and backward, of one image
     def smallest(self, split: Split): return math.inf                   # batch in train mode; inf: there is none
+    def refuse(self): "`ValueError` for settings with which it could change nothing."
     def __call__(self, run: Run): raise NotImplementedError
 
 # %% ../nbs/31_unlearn.ipynb #055f91ce
-def stepper_of(run: Run, phase, settings, params, dtype=torch.float32) -> Stepper:
+def stepper_of(run: Run, phase, settings, params) -> Stepper:
     "The optimizer and schedule for a phase: new, or where it has a `keep`, the one that lives on."
-    name = phase.keep
+    name, device = phase.keep, run.split.train.device
     if name in run.steppers: return run.steppers[name]
     phases = [p for p in run.recipe.phases if getattr(p, "keep", "") == name] if name else [phase]
     per_epoch, total = phase.steps(run.split)[0], sum(p.steps(run.split)[1] for p in phases)
-    made = Stepper(params, settings, per_epoch, total, dtype, run.split.train.device)
+    precision = next((p.training.precision for p in phases if isinstance(p, Repair)), "float32")
+    made = Stepper(params, settings, per_epoch, total, forward_type(precision, device), device)
     if name: run.steppers[name] = made
     return made
 
@@ -148,8 +156,13 @@ class Erase(Phase):
     train: bool = False                   # train mode: batch norm learns, dropout is on
     keep: str = ""                        # phases of one name share an optimizer and its schedule
 
+    def refuse(self):
+        if self.passes < 1 or self.lr <= 0 or self.batch_size < 1:
+            raise ValueError(f"an erase phase of {self.passes} passes at rate {self.lr} in batches of {self.batch_size} "
+                             "would change nothing: ask for at least 1 pass, 1 image and a rate above 0")
+
     def steps(self, split):
-        per_pass = math.ceil(len(split.forget) / self.batch_size)
+        per_pass = math.ceil(len(split.forget) / self.batch_size) * self.step.steps_a_batch
         return per_pass, self.passes * per_pass
 
     def images(self, split):
@@ -189,14 +202,14 @@ def erase(run: Run, phase: Erase):
     stepper, total = stepper_of(run, phase, phase, run.params), phase.steps(run.split)[1]
     train_mode(run.student) if phase.train else run.student.eval()
     for i, (forget, retain) in enumerate(pairs(run, phase)):
-        run.done = i / total
+        run.done = i * phase.step.steps_a_batch / total
         def forget_gradient(): return gradient(phase.forget(run, forget, retain), run.params)
         def retain_gradient(another=False):
             batch = draw_retain(run, len(retain.y)) if another else retain
             return gradient(phase.retain(run, outputs(run.student, batch.x), batch, plain), run.params)
         for direction in phase.step.directions(run, forget_gradient, retain_gradient):
             for param, grad in zip(run.params, direction): param.grad = grad
-            stepper.step(lambda: before_step(run))
+            stepper.step(lambda: before_step(run), scaled=False)
             after_step(run)
 
 def before_step(run):
@@ -215,15 +228,20 @@ class Repair(Phase):
     part: str = "retain"  # of the split: "val", for methods that repair on images which nobody was trained on
     keep: str = ""        # phases of one name share an optimizer and its schedule
 
-    def steps(self, split): return steps_of(self.training, len(split.parts[self.part]))
-    def images(self, split): return self.training.epochs * len(split.parts[self.part])
-    def smallest(self, split): return min(self.training.batch_size, len(split.parts[self.part]))
+    def steps(self, split): return steps_of(self.training, len(self.of(split)))
+    def images(self, split): return self.training.epochs * len(self.of(split))
+    def smallest(self, split): return min(self.training.batch_size, len(self.of(split)))
+
+    def of(self, split):
+        if self.part in split.parts: return split.parts[self.part]
+        raise ValueError(f"a repair on {self.part!r}: the split has {', '.join(split.parts)}; load it with val=")
+
     def __call__(self, run): repair(run, self)
 
 # %% ../nbs/31_unlearn.ipynb #a3c564bb
 def repair(run: Run, phase: Repair):
     "One repair phase: the one training loop, with the phase's retain loss and the constraints."
-    images, settings = run.split.parts[phase.part], phase.training
+    images, settings = phase.of(run.split), phase.training
     ordinary = cross_entropy(settings, images, gone_classes(run.split))
     total, gone = phase.steps(run.split)[1], 0
     def loss(logits, batch):
@@ -232,8 +250,7 @@ def repair(run: Run, phase: Repair):
         nonlocal gone
         run.done = (gone := gone + 1) / total
         after_step(run)
-    dtype = forward_type(settings.precision, images.device)
-    stepper = stepper_of(run, phase, settings, run.student.parameters(), dtype) if phase.keep else None
+    stepper = stepper_of(run, phase, settings, run.student.parameters()) if phase.keep else None
     seed = int(torch.randint(2**62, (), generator=run.rng))
     fit(run.student, images, settings, seed, loss, lambda: before_step(run), after, run.progress, stepper=stepper)
 
@@ -245,6 +262,8 @@ class NothingChanged(UserWarning):
 class Edit(Phase):
     "A change of the network without a gradient step; subclasses say which."
     role = "edit"
+    @property
+    def draws(self): return f"edit {type(self).__name__}"
     def edit(self, run: Run) -> int: raise NotImplementedError  # how many weights or positions were changed
     def images(self, split): return len(split.forget)  # a look at the forget images, unless a subclass says more
 
@@ -262,6 +281,7 @@ def refuse_recipe(recipe):
         raise ValueError(f"recipe {recipe.name!r} has the phase {odd[0]!r}: use Erase(…), Repair(…) or an Edit")
     if odd := [c for c in recipe.constraints if not isinstance(c, Constraint)]:
         raise ValueError(f"recipe {recipe.name!r} has the constraint {odd[0]!r}: use a Constraint")
+    for p in recipe.phases: p.refuse()
     form = lambda p: (p.optimizer, p.lr, p.momentum, p.weight_decay, p.schedule)
     for name in {getattr(p, "keep", "") for p in recipe.phases} - {""}:
         kept = [getattr(p, "training", p) for p in recipe.phases if getattr(p, "keep", "") == name]
@@ -302,12 +322,22 @@ def run_recipe(model, split: Split, recipe: Recipe, seed=0, progress=False, afte
     with seeded(run, "start", 0):
         for piece in recipe.pieces(): piece.start(run)
     for run.phase in recipe.phases:
-        role = run.phase.role
+        role, before, run.done = run.phase.draws, weights_of(run.student), 0.
         with seeded(run, role, count[role]): run.phase(run)
         count[role] += 1
+        say_if_nothing_moved(run, before)
         if after_phase: after_phase(run.phase, run.student)
     run.student.eval()
     return run
+
+def weights_of(model): return [p.detach().clone() for p in model.parameters()]
+
+def say_if_nothing_moved(run, before):
+    "`NothingChanged` after a phase of gradient steps that left every weight where it was. (An edit counts for itself.)"
+    moved = any(not torch.equal(a, b) for a, b in zip(before, run.student.parameters()))
+    if moved or isinstance(run.phase, Edit): return
+    warnings.warn(f"the phase {run.phase.role!r} of {run.recipe.name!r} moved no weight: are its rate, its passes and "
+                  "what is held as they were meant?", NothingChanged, stacklevel=4)
 
 def seeded(run, role, count):
     "The run's generator and torch's own start from seeds of this phase."
@@ -329,11 +359,11 @@ def unlearn(
     look_back(run)
     return run.student
 
-def look_before(model, split, recipes, accuracy=None, trained=True):
-    "`check`, with the smallest batch on which these recipes train."
+def look_before(model, split, recipes, smallest=2, trained=True):
+    "`check`, with the smallest batch on which these recipes (and `smallest`: others) train."
     refuse_half(model)
     phases = [p for recipe in recipes for p in recipe.phases]
-    return check(model, split, min([2, *(p.smallest(split) for p in phases)]), accuracy, trained=trained)
+    return check(model, split, min([smallest, *(p.smallest(split) for p in phases)]), trained=trained)
 
 # %% ../nbs/31_unlearn.ipynb #7775ea9e
 class RetainCollapse(UserWarning):
@@ -358,7 +388,8 @@ def follow(
     model: nn.Module, split: Split, recipe: Recipe, seed: int = 0,
 ) -> tuple:  # the unlearned network; a DataFrame, a row for each phase, of accuracies in percent, see `accuracies`
     "Unlearn, and watch the accuracy on each part."
-    check(model, split)
-    rows = {"original": accuracies(model, split)}
-    def look(phase, student): rows[f"{len(rows)} {phase.role}"] = accuracies(student, split)
+    rows = {}
+    def look(phase, student):
+        if not rows: rows["original"] = accuracies(model, split)
+        rows[f"{len(rows)} {phase.role}"] = accuracies(student, split)
     return unlearn(model, split, recipe, seed, after_phase=look), pd.DataFrame(rows).T

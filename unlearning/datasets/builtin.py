@@ -82,7 +82,7 @@ def cifar10(root, mean=None, std=None) -> Source:
     return Source("cifar10", train, test, tuple(sets[0].classes), forget="challenge",
                   lists=dict(challenge=partial(challenge_indices, root)))
 
-# %% ../../nbs/datasets/12_builtin.ipynb #50717692
+# %% ../../nbs/datasets/12_builtin.ipynb #b02d18d2
 _ARRAYS = [np.ndarray, np.dtype, np._core.multiarray._reconstruct,
            (np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstruct"),
            *{type(np.dtype(kind)) for kind in ("int64", "int32", "uint8")}]
@@ -98,7 +98,7 @@ def _published(path) -> dict:  # arrays by name
 def _get_cifar10n(folder):
     return f"put CIFAR-10_human.pt of https://github.com/UCSC-REAL/cifar-10-100n (CC BY-NC 4.0) into {folder}"
 
-# %% ../../nbs/datasets/12_builtin.ipynb #e559ca57
+# %% ../../nbs/datasets/12_builtin.ipynb #0bea5329
 CIFAR10N = dict(aggre="aggre_label", random1="random_label1", worse="worse_label")  # their names in the published file
 
 def _read_human(folder, labels):
@@ -117,14 +117,14 @@ def human_labels(root, labels: str, n: int = 50_000) -> np.ndarray:  # int64, n
     raise ValueError(f"{path} holds {found.dtype} of shape {found.shape}, and not {n:,} labels from 0 to 9: "
                      f"{_get_cifar10n(path.parent)}")
 
-# %% ../../nbs/datasets/12_builtin.ipynb #7f86e278
+# %% ../../nbs/datasets/12_builtin.ipynb #64d0389d
 def known_part(wrong, known: float, seed: int = 0) -> np.ndarray:  # sorted positions
     "A share of the positions of wrong labels: those that somebody has found. `ValueError` if that is none."
     if not 0 < known <= 1 or not (n := round(known * len(wrong))):
         raise ValueError(f"known={known} of {len(wrong)} wrong labels: ask for a share of them, above 0 and at most 1")
     return np.sort(np.random.default_rng([seed, 6]).permutation(wrong)[:n])
 
-# %% ../../nbs/datasets/12_builtin.ipynb #3f9def6e
+# %% ../../nbs/datasets/12_builtin.ipynb #8335920f
 def relabelled(source: Source, given, known: float = 1., seed: int = 0) -> Source:
     "The data set under other labels; to forget: a known share of those that the true ones contradict."
     train = replace(source.train, labels=torch.from_numpy(given), truth=source.train.labels)
