@@ -373,3 +373,39 @@ def test_mask_alone():
     assert mask(x) is x and not mask.state_dict()
     mask.mask = torch.rand(3, 4) < 0.5
     assert torch.equal(mask(x), torch.where(mask.mask, x, 0 * x)) and list(mask.state_dict()) == ['mask']
+
+
+# Gradients, and what is decided anew in each call
+
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, w): return w.sign()
+    @staticmethod
+    def backward(ctx, g): return g
+
+
+class Binary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 10)
+    def forward(self, x): return self.head(F.relu(Sign.apply(self.conv(x))).mean((2, 3)))
+
+
+class Frozen(Binary):
+    def forward(self, x):
+        with torch.no_grad(): x = self.conv(x)
+        return self.head(F.relu(x).mean((2, 3)))
+
+
+class Counts(Binary):
+    def __init__(self):
+        super().__init__()
+        self.step = 0
+    def forward(self, x):
+        self.step += 1
+        return self.head(F.relu(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize('make, why', [(Binary, 'gradients arrive elsewhere'), (Frozen, 'gradients arrive elsewhere'), (Counts, "changes its attribute 'step' in each call")])
+def test_what_a_trace_would_freeze_or_lose_is_refused(make, why):
+    with pytest.raises(ValueError, match=why): place_masks(build(make), X)

@@ -1,5 +1,6 @@
 """What cannot work is refused before the work, by name and with the remedy; what goes badly says so. (Networks of other people: test_zoo.)"""
 import copy, math, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest, torch
@@ -10,12 +11,14 @@ from unlearning.images import in_memory, make_split
 from unlearning.load import load_split
 from unlearning.methods.finetune import finetune
 from unlearning.methods.gradient_surgery import gradient_surgery
-from unlearning.methods.random_labels import random_labels
+from unlearning.methods.random_labels import RandomLabels, random_labels
 from unlearning.methods.recipes import RECIPES
 from unlearning.models import create_model
+from unlearning.report import protocol
 from unlearning.show import accuracies
+from unlearning.study import Study, run_study
 from unlearning.training import Training, fit, logits
-from unlearning.unlearn import Erase, Recipe, RetainCollapse, Repair, follow, unlearn
+from unlearning.unlearn import Erase, ForgetLoss, Freeze, NothingChanged, Recipe, Repair, RetainCollapse, follow, unlearn
 
 BRIEF = Training(epochs=0.5, batch_size=64, lr=0.01, augment=())
 
@@ -147,12 +150,23 @@ def test_what_is_frozen_stays_statistics_included(split, original, name):
     assert not torch.equal(done[-1].weight, model[-1].weight)
 
 
-def test_a_part_in_eval_mode_keeps_its_statistics(split, original):
-    model = copy.deepcopy(original).train()
-    model[1].eval()
-    done = unlearn(model, split, finetune(repair=BRIEF))
-    assert torch.equal(done[1].running_mean, original[1].running_mean) and not torch.equal(done[1].weight, original[1].weight)
-    assert not model[1].training and model.training  # looked at, not touched
+@pytest.mark.parametrize('recipe', ['finetune', 'soft_relabeling', 'activation_pruning'])
+def test_the_mode_of_a_network_decides_nothing(split, original, recipe):
+    """Everybody leaves a network in eval mode, or some of it; a wrapper around it is in train mode."""
+    mixed, wrapped = copy.deepcopy(original).train(), nn.Sequential(copy.deepcopy(original).eval(), nn.Identity())
+    mixed[1].eval()
+    plain, *others = (unlearn(net, split, RECIPES['digits'][recipe], seed=1) for net in (original, mixed, wrapped))
+    for other in others: assert torch.equal(logits(plain, split.test), logits(other, split.test))
+    assert not mixed[1].training and mixed.training and wrapped.training and not wrapped[0].training  # looked at, not touched
+
+
+def test_a_frozen_backbone_without_weights_in_its_norms(split):
+    """Statistics move in no part of which every parameter is frozen."""
+    backbone = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, affine=False), nn.ReLU()).requires_grad_(False)
+    model = nn.Sequential(backbone, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    for recipe in (finetune(repair=BRIEF), RECIPES['digits']['soft_relabeling']):
+        done = unlearn(model, split, recipe)
+        assert all(torch.equal(v, done[0].state_dict()[k]) for k, v in backbone.state_dict().items()) and not torch.equal(done[-1].weight, model[-1].weight)
 
 
 def test_everything_frozen_is_refused(split, original):
@@ -238,6 +252,69 @@ def test_what_costs_little_is_silent(split, original):
     with warnings.catch_warnings():
         warnings.simplefilter('error', RetainCollapse)
         unlearn(original, split, RECIPES['digits']['finetune'])
+
+
+def test_a_study_says_what_collapsed(split, original, tmp_path):
+    recipes = dict(wild=RECIPES['paper']['random_labels'], mild=RECIPES['digits']['finetune'])
+    with pytest.warns(RetainCollapse, match='has collapsed under wild: their settings'):
+        results = run_study(Study(split, recipes, tmp_path, original=original, training=BRIEF, seeds=2, permutations=2, jobs=1), progress=False)
+    assert results.facts['collapsed'] == ['wild'] and 'Retain accuracy has collapsed under wild' in protocol(results)
+
+
+@pytest.mark.parametrize('bad, says', [
+    (lambda: finetune(repair=replace(BRIEF, optimizer='adam')), "unknown optimizer 'adam'"), (lambda: finetune(repair=replace(BRIEF, schedule='linear')), "unknown schedule 'linear'"),
+    (lambda: finetune(repair=replace(BRIEF, precision='bf16')), "unknown precision 'bf16'"), (lambda: finetune(repair=replace(BRIEF, epochs=0)), '0 epochs'),
+    (lambda: finetune(repair=replace(BRIEF, epochs='1.5')), "epochs is '1.5', a str"), (lambda: random_labels(erase=dict(lr='0.1')), "lr is '0.1', a str"), (lambda: random_labels(erase=dict(passes=0)), '0 passes'), (lambda: random_labels(erase=dict(lr=0)), 'at rate 0'),
+    (lambda: Recipe(name='x', phases=(Erase(forget=RandomLabels),)), 'pass a ForgetLoss'), (lambda: Recipe(name='x', phases=Repair(training=BRIEF)), 'pass a tuple')])
+def test_a_recipe_is_refused_when_it_is_written_down(bad, says):
+    with pytest.raises(ValueError, match=says): bad()
+
+
+def test_what_gives_no_loss(split):
+    class Odd(ForgetLoss):
+        def __call__(self, run, forget, retain): return None
+    with pytest.raises(ValueError, match='a loss gave None'): unlearn(small(), split, Recipe(name='odd', phases=(Erase(forget=Odd()),)))
+    with pytest.raises(ValueError, match="the recipe is 'surgery'"): unlearn(small(), split, 'surgery')
+    with pytest.raises(ValueError, match="a repair on 'val': the split has train"): unlearn(small(), split, Recipe(name='v', phases=(Repair(training=BRIEF, part='val'),)))
+
+
+@pytest.mark.parametrize('model, says', [
+    (lambda: torch.jit.script(small()), 'before torch.jit'), (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(10)), 'call it once on a batch'),
+    (lambda: Answer(small(), lambda z: (z.repeat(1, 3), z)), 'which are the logits')])
+def test_networks_that_are_not_ready(split, model, says):
+    with pytest.raises((ValueError, TypeError), match=says): unlearn(model(), split, finetune(repair=BRIEF))
+
+
+def test_a_hook_on_a_parameter_would_be_lost(split):
+    model = small()
+    model[-1].weight.register_hook(lambda g: 0 * g)
+    with pytest.raises(ValueError, match=r"hook on its parameter '8.weight'"): unlearn(model, split, finetune(repair=BRIEF))
+
+
+def test_whoever_calls_without_gradients(split, original):
+    want = logits(unlearn(original, split, finetune(repair=BRIEF)), split.test)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off(): got = unlearn(original, split, finetune(repair=BRIEF))
+        assert torch.equal(logits(got, split.test), want)
+
+
+def test_threads_that_unlearn_take_turns(split):
+    """torch has one random state a process, from which dropout draws."""
+    model = nn.Sequential(small()[:6], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(128, 10))
+    before = torch.get_rng_state()
+    want = logits(unlearn(model, split, finetune(repair=BRIEF), seed=1), split.test)
+    with ThreadPoolExecutor(4) as pool: got = list(pool.map(lambda _: logits(unlearn(model, split, finetune(repair=BRIEF), seed=1), split.test), range(4)))
+    assert all(torch.equal(z, want) for z in got) and torch.equal(torch.get_rng_state(), before)
+
+
+def test_held_layers_keep_their_statistics(split, original):
+    done = unlearn(original, split, replace(finetune(repair=BRIEF), constraints=(Freeze(['0.', '1.']),)))
+    assert all(torch.equal(v, done[1].state_dict()[k]) for k, v in original[1].state_dict().items())
+
+
+def test_a_phase_that_moves_nothing_says_so(split, original):
+    with pytest.warns(NothingChanged, match="'repair' of 'finetune' moved no weight"):
+        unlearn(original, split, replace(finetune(repair=BRIEF), constraints=(Freeze(('',)),)))
 
 
 def test_refusals_come_before_the_work(split, original, monkeypatch):

@@ -31,7 +31,7 @@ def test_relative_root_is_tried_from_here_and_from_the_project(monkeypatch, tmp_
 def test_source_is_loaded_by_name():
     source = load_source('digits')
     assert (source.name, len(source.train), len(source.test), source.forget) == ('digits', 898, 899, 89)
-    with pytest.raises(ValueError, match="unknown data set 'cifar100': the known ones are digits, cifar10, folder, celeba, writers"): load_source('cifar100')
+    with pytest.raises(ValueError, match="unknown data set 'cifar100': the known ones are digits, cifar10, cifar10n, folder, celeba, writers"): load_source('cifar100')
 
 
 def test_environment_pointing_nowhere_is_refused(monkeypatch, tmp_path):

@@ -241,6 +241,7 @@ def test_study_resumes_inside_a_network_and_removes_the_checkpoint(tmp_path, who
         epochs.setdefault(self.path.name[:11], []).append(facts['history'][-1]['epoch'])
         save(self, owner, arrays, facts)
     monkeypatch.setattr(Checkpoint, 'save', counting)
+    monkeypatch.setattr(Checkpoint, 'due', True)
     run(study(tmp_path/'study'))
     assert epochs == {'retrain-001': [5], 'retrain-002': [1, 2, 3, 4, 5]}  # none is left after the last epoch
     assert_like(tmp_path/'study', whole[0])

@@ -179,7 +179,7 @@ class Answer:
 
 class Returns(nn.Module):
     def __init__(self, pack): super().__init__(); self.net, self.pack = small(), pack
-    def forward(self, x): return self.pack(self.net(x), x.mean((2, 3)))
+    def forward(self, x): return self.pack(self.net(x), x)
 
 
 PACKS = {'tensor': lambda a, b: a, 'tuple': lambda a, b: (a, b), 'list': lambda a, b: [a, b], 'namedtuple': lambda a, b: namedtuple('N', 'main aux')(a, b),
@@ -189,6 +189,13 @@ PACKS = {'tensor': lambda a, b: a, 'tuple': lambda a, b: (a, b), 'list': lambda 
 
 @pytest.mark.parametrize('pack', PACKS)
 def test_logits_are_found(pack): assert torch.equal(outputs(Returns(PACKS[pack]), X), small()(X))
+
+
+def test_features_are_not_taken_for_logits():
+    """(features, logits) or (logits, features): nobody can tell."""
+    for pack in (lambda a, b: (b.mean((2, 3)), a), lambda a, b: [a, b.mean((2, 3))]):
+        with pytest.raises(TypeError, match='which are the logits'): outputs(Returns(pack), X)
+    assert torch.equal(outputs(Returns(lambda a, b: (a, 2 * a)), X), small()(X))  # an auxiliary head
 
 
 @pytest.mark.parametrize('pack, why', [(lambda a, b: {'x': a, 'y': b}, 'a dict with keys x, y'), (lambda a, b: None, 'a NoneType'), (lambda a, b: 'cat', 'a str'),

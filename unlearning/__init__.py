@@ -8,7 +8,7 @@ __all__ = ['ROOMS', 'INNER', 'HOMES', 'Front']
 
 # %% ../nbs/99_front.ipynb #182e7b18
 ROOMS = dict(
-    images="Images Split duplicates in_memory make_split",
+    images="Images Split in_memory make_split",
     augment="AUGMENTATIONS",
     load="load_split tuning_split wrong_labels",
     models="create_model outputs",
@@ -21,7 +21,7 @@ ROOMS = dict(
             "unlearn",
     study="Results Study run_study",
     report="chance_table forget_table mia_table save_report summary")
-INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset", "methods.recipes": "RECIPES transfer", "metrics.accuracy": "accuracy",
+INNER = {"datasets.source": "project_root", "methods.recipes": "RECIPES transfer", "metrics.accuracy": "accuracy",
          "metrics.forget_quality": "forget_quality statistic", "metrics.membership_inference": "svc_mia"}
 
 # %% ../nbs/99_front.ipynb #af126008
@@ -35,6 +35,8 @@ def __getattr__(name):
     if name in HOMES: return getattr(import_module(f"unlearning.{HOMES[name]}"), name)
     raise AttributeError(f"module 'unlearning' has no {name!r}: it may live in a room of its own, "
                          "see the map in README.md")
+
+__all__ = [*HOMES]  # for `from unlearning import *`
 
 def __dir__(): return sorted([*globals(), *HOMES])
 

@@ -229,8 +229,15 @@ def _made(module):
     "Tensors that a traced forward made out of nothing."
     return {k: v for k, v in vars(module).items() if k.startswith("_tensor_constant")}
 
-def _check_trace(module):
+def _flags(module):
+    "The numbers, words and switches that the modules keep."
+    plain = (bool, int, float, str)
+    return {f"{name}.{k}": v for name, m in module.named_modules() for k, v in vars(m).items() if isinstance(v, plain)}
+
+def _check_trace(module, flags):
     "`ValueError` where the trace froze what the forward computes anew."
+    if moved := [k for k, v in _flags(module).items() if flags.get(k) != v]:
+        raise ValueError(f"it changes its attribute {moved[0].lstrip('.')!r} in each call")
     strays = [tuple(v.shape) for v in _made(module).values() if v.requires_grad]
     if strays: raise ValueError(f"{_STRAY}, {strays[0]}")
     kept = [k for m in module.modules() for k, v in vars(m).items() if isinstance(v, fx.Proxy)]
@@ -239,11 +246,12 @@ def _check_trace(module):
 # %% ../nbs/21_activations.ipynb #e2fb079e
 def _trace(host, unrolled):
     "The graph of a host's forward; its arguments keep their names."
+    flags = _flags(host.module)
     graph = _Tracer(unrolled).trace(host.module, concrete_args=_constants(host) or None)
     names = list(inspect.signature(type(host.module).forward).parameters)[1:]
     for node, name in zip([n for n in graph.nodes if n.op == "placeholder"], names):
         if not node.target.startswith("*"): node.target = name  # renamed where a value was given
-    _check_trace(host.module)
+    _check_trace(host.module, flags)
     return graph
 
 # %% ../nbs/21_activations.ipynb #e01d1c4d
@@ -453,12 +461,19 @@ def _carry_out(plan, net):
     return net
 
 # %% ../nbs/21_activations.ipynb #ce245df2
-def _tensors(out):
-    "All tensors in what a network returned."
-    if isinstance(out, torch.Tensor): return [out.detach()]
+def _tensors(out, graph=False):
+    "All tensors in what a network returned, with or without the graph behind them."
+    if isinstance(out, torch.Tensor): return [out if graph else out.detach()]
     if isinstance(out, Mapping): out = tuple(out.values())
     inside = out if isinstance(out, (tuple, list)) else getattr(out, "__dict__", {}).values()
-    return [t for v in inside for t in _tensors(v)]
+    return [t for v in inside for t in _tensors(v, graph)]
+
+def _alike(a, b):
+    "Are these lists of gradients equal, up to the order of additions, and missing where the others are?"
+    def near(g, h):
+        size = float(g.abs().max()) if g.numel() else 0.
+        return g.shape == h.shape and torch.allclose(g, h, rtol=1e-3, atol=1e-5 + 1e-4 * size)
+    return len(a) == len(b) and all(map(near, a, b))
 
 def _same(a, b):
     "Are these lists of tensors equal, bit for bit, undefined values included?"
@@ -467,6 +482,16 @@ def _same(a, b):
     return True
 
 # %% ../nbs/21_activations.ipynb #09549f9f
+def _pulls(net, out):
+    "How the answers pull at each parameter; nothing where no gradient arrives (`no_grad` in a forward, say)."
+    found, params = _tensors(out, graph=True), [p for p in net.parameters() if p.requires_grad]
+    value = sum(t.float().square().sum() for t in found if t.requires_grad)
+    if not torch.is_tensor(value): return []
+    try: pulls = torch.autograd.grad(value, params, allow_unused=True)
+    except RuntimeError: return []  # a checkpoint that allows backward() only
+    return [torch.zeros(0) if g is None else g for g in pulls]
+
+# %% ../nbs/21_activations.ipynb #ebd092b5
 def _ask(net, x, training=False, grad=True):
     "What a copy of the network returns, its buffers afterwards, and how often each of its masks was asked."
     net, times = copy_network(net).train(training), Counter()
@@ -475,7 +500,9 @@ def _ask(net, x, training=False, grad=True):
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad):
         torch.manual_seed(0)
         out = net(x.clone())
-    return _tensors(out) + [v for name, v in net.named_buffers() if "_tensor_constant" not in name], times
+    # Copies: a checkpointed forward runs again for the gradients.
+    buffers = [v.clone() for name, v in net.named_buffers() if "_tensor_constant" not in name]
+    return _tensors(out) + buffers, _pulls(net, out) if grad else [], times
 
 def _miscounted(net, times, training=False, grad=True):
     "Which mask is asked too often or not at all, or None; in train mode a branch may be left out."
@@ -484,23 +511,24 @@ def _miscounted(net, times, training=False, grad=True):
     how = f"{'at most' if training else 'exactly'} once {'with' if grad else 'without'} gradients"
     return f"mask {name!r} is not asked {how}" if name else None
 
-# %% ../nbs/21_activations.ipynb #7bb3fddf
+# %% ../nbs/21_activations.ipynb #64c59f9a
 _DIFFERS = "with empty masks (an activation in place, read under another name, does that)"
 
 def _differs(before, after, x, training):
     "What is wrong in this mode with a network with empty masks, or None."
     mode = "train" if training else "eval"
-    try: want, _ = _ask(before, x, training)
+    try: want, pulls, _ = _ask(before, x, training)
     except Exception: return None  # it never ran so: one value for a batch norm, images too small
-    try: got, times = _ask(after, x, training)
+    try: got, pulled, times = _ask(after, x, training)
     except Exception as e: return f"it fails in {mode} mode with empty masks ({e})"
     if not _same(want, got): return f"it answers differently in {mode} mode {_DIFFERS}"
+    if not _alike(pulls, pulled): return f"gradients arrive elsewhere in {mode} mode {_DIFFERS}"
     return _miscounted(after, times, training)
 
 def _why_not(before, after, x):
     "What is wrong with a network with empty masks, or None."
     if why := _differs(before, after, x, False) or _differs(before, after, x, True): return why
-    return _miscounted(after, _ask(after, x, grad=False)[1], grad=False)
+    return _miscounted(after, _ask(after, x, grad=False)[2], grad=False)
 
 # %% ../nbs/21_activations.ipynb #52b164dc
 def _verified(net, x):

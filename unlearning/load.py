@@ -303,6 +303,7 @@ def from_npy(path: Path, source: Source) -> np.ndarray:
     "Positions (or a mask, or paths) in a NumPy file. `ValueError` if it holds anything else."
     try: found = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as e: raise ValueError(f"{path} is not a .npy array of integers ({e})") from e
+    if not isinstance(found, np.ndarray): raise ValueError(f"{path} is an archive, not one .npy array of integers")
     if found.dtype.kind == "U" and found.ndim == 1:
         return look_up([(f"entry {i}", text) for i, text in enumerate(found.tolist(), 1)], source, path)
     try: return check_forget(by_positions(found, source, 0), len(source.train))

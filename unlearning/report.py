@@ -300,7 +300,8 @@ def _named_points(ax, x, y, names):
 def plot_tradeoff(results: Results):
     "Test accuracy against Retrain's, over F in percent of its ceiling; the area of a disc is the time."
     rows, (fig, ((ax,),)) = summary(results), _panels(height=4.5)
-    s = rows.loc[unlearned(results)]
+    s = rows.loc[unlearned(results)].dropna(subset="F_paper")  # one network has no distribution
+    if s.empty: return _signed(fig, results)
     x, y = (100 * s.F_paper / s.ceiling_paper).to_numpy(), (s.TA - rows.TA["retrain"]).to_numpy()
     ax.scatter(x, y, s=4 * s.time + 10, color="silver", edgecolor="black", zorder=2)
     ax.axhline(0, color="black", lw=0.7, ls="--", label="Retrain's test accuracy"); ax.margins(0.12)
@@ -328,7 +329,8 @@ def plot_wrong_labels(results: Results):
         ax.text(x, y, str(i), ha="center", va="center", fontsize=6, zorder=4)
         ax.plot([], [], " ", label=f"{i}  {title(results, m)}" + (f", test {s.TA[m]:.0f} %" if sunk else ""))
     ax.set(xlabel="accuracy on forget against the given, wrong labels [%]", ylabel="test accuracy [%]")
-    ax.margins(0.08); ax.legend(**(BESIDE | dict(handlelength=1.5)))
+    ax.margins(0.08)
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1.5, frameon=False)
     ax.figure.tight_layout()
     return _signed(ax.figure, results)
 

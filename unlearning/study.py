@@ -28,13 +28,14 @@ from torch import nn
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .images import Split, read_split, save_split, shared_split
 from .load import gone_classes
+from .activations import masks
 from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own, progress_bar, raise_errors,
                                  run_tasks, stored_tensors, unwritable)
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia
 from .metrics.separation import separations
-from .models import NETWORKS, create_model, unwrap
+from .models import NETWORKS, computed_tensors, create_model, unwrap
 from .training import (Training, cross_entropy, fit, logits, make_optimizer, make_schedule,
                                  native_bfloat16, settled)
 from .files import set_aside
@@ -43,7 +44,7 @@ from .unlearn import COLLAPSE, Recipe, Repair, RetainCollapse, look_before, run_
 # %% ../nbs/81_study.ipynb #37beeef7
 def with_tensors(model: nn.Module, make) -> nn.Module:
     "A copy of `model` with `make(name, tensor)` for each parameter and persistent buffer; shared ones stay shared."
-    copies = {}
+    copies = {id(t): t.detach().clone() for t in computed_tensors(model)}  # weight_norm's, say
     for name, t in stored_tensors(model).items():
         if id(t) in copies: continue
         copies[id(t)] = nn.Parameter(make(name, t), t.requires_grad) if isinstance(t, nn.Parameter) else make(name, t)
@@ -75,6 +76,7 @@ def drawn_anew(model: nn.Module) -> nn.Module:
     for p in model.parameters(): p.fill_(float("nan"))
     _reset(model)
     for p, value in held.items(): p.copy_(value)
+    for m in masks(model).values(): m.mask = None  # they know what was forgotten
     left = [name for name, p in model.named_parameters() if p.isnan().any()]
     if not left: return model
     raise ValueError(f"{left[0]} is drawn anew by no reset_parameters (nor are {len(left) - 1} others): it would keep "
@@ -532,7 +534,10 @@ def collect(study, tasks, measured, store, failures) -> Results:
     separation = [dict(method=r.task.method, seed=r.task.seed, **separations(r.values)) for r in unlearned_nothing]
     losses = {m: {part: cross_entropy_of(v) for part, v in row[0].values.items()} for m, row in rows.items()}
     facts, quality = facts_of(study, [r.environment for r in records]), forget_qualities(study, networks, statistics)
-    facts["collapsed"] = collapsed(networks)
+    if rows_ := collapsed(networks):
+        warnings.warn(f"the accuracy on retained images has collapsed under {', '.join(rows_)}: their settings do not fit "
+                      "this network", RetainCollapse, stacklevel=3)
+    facts["collapsed"] = rows_
     lost = {(t.method, t.seed): why for t, why in failures.items()}
     return Results(networks, quality, statistics, pd.DataFrame(separation), losses, facts, lost)
 
@@ -581,8 +586,4 @@ def run_study(
         run([m for t, m in measured.items() if t not in failures and t not in broken], measure)
     raise_errors(broken)
     too_few_retrained(tasks, failures)
-    results = collect(study, tasks, measured, store, failures)
-    if rows := results.facts["collapsed"]:
-        warnings.warn(f"the accuracy on retained images has collapsed under {', '.join(rows)}: their settings do not fit "
-                      "this network", RetainCollapse, stacklevel=2)
-    return results
+    return collect(study, tasks, measured, store, failures)

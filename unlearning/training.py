@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['PAPER_TRAINING', 'CURVES', 'turn', 'Training', 'make_optimizer', 'make_schedule', 'native_bfloat16', 'fast_type',
-           'forward_type', 'settled', 'class_weights', 'cross_entropy', 'refuse_unreached', 'Stepper', 'frozen_norm',
-           'train_mode', 'eval_mode', 'deterministic', 'steps_of', 'refuse_half', 'train_epoch', 'told', 'fit',
-           'logits']
+           'forward_type', 'settled', 'class_weights', 'cross_entropy', 'refuse_unreached', 'Stepper', 'train_mode',
+           'eval_mode', 'deterministic', 'steps_of', 'refuse_half', 'train_epoch', 'told', 'fit', 'logits']
 
 # %% ../nbs/23_training.ipynb #07b2b01f
 import copy, hashlib, math, threading, time
@@ -155,17 +154,12 @@ class Stepper:
         self.schedule.step()
 
 # %% ../nbs/23_training.ipynb #8f0b6f94
-def frozen_norm(m) -> bool:
-    "Whether a module normalises by statistics, and its owner has frozen its weights."
-    weights = list(m.parameters(recurse=False))
-    normalises = getattr(m, "running_mean", None) is not None
-    return normalises and bool(weights) and not any(p.requires_grad for p in weights)
-
 def train_mode(model):
-    "Train mode, but for the normalisation that its owner froze."
+    "Train mode, but for the parts of which every parameter is frozen."
     model.train()
     for m in model.modules():
-        if frozen_norm(m): m.eval()
+        weights = list(m.parameters())
+        if weights and not any(p.requires_grad for p in weights): m.eval()
 
 @contextmanager
 def eval_mode(model):
@@ -235,12 +229,13 @@ def _leave(checkpoint, owner, history, *parts):
     checkpoint.save(owner, arrays, dict(history=history, **facts))
 
 # %% ../nbs/23_training.ipynb #2e63b485
-turn = threading.Lock()  # torch has one random state a process: threads that train take turns
+turn = threading.RLock()  # torch has one random state a process: threads that train take turns
 
 @contextmanager
 def deterministic(seed):
-    "torch's own randomness (dropout) starts from `seed`, and is afterwards as it was."
-    with torch.random.fork_rng(), torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+    "torch's own randomness (dropout) starts from `seed`, and is afterwards as it was; gradients are on, whoever calls."
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with turn, torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(), exact:
         torch.manual_seed(seed)
         yield
 

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream', 'Phase',
-           'stepper_of', 'Erase', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase', 'before_step', 'after_step',
-           'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe', 'Recipe', 'run_recipe', 'weights_of',
-           'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'RetainCollapse', 'look_back', 'follow']
+           'stepper_of', 'Erase', 'refuse_optimizer', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase',
+           'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe', 'Recipe',
+           'run_recipe', 'weights_of', 'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'RetainCollapse',
+           'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -23,7 +24,8 @@ from .load import gone_classes
 from .models import copy_network, outputs
 from .show import accuracies, spread_out
 from .training import (Stepper, Training, cross_entropy, deterministic, fit, forward_type, logits,
-                                 refuse_half, refuse_unreached, steps_of, train_mode)
+                                 make_optimizer,
+                                 make_schedule, refuse_half, refuse_unreached, steps_of, train_mode)
 
 # %% ../nbs/31_unlearn.ipynb #2a7c88af
 @dataclass
@@ -90,13 +92,14 @@ class Constraint(Piece):
 # %% ../nbs/31_unlearn.ipynb #d3c332ef
 @dataclass(frozen=True)
 class Freeze(Constraint):
-    "Hold every parameter whose name starts with one of `names` exactly where it is."
+    "Hold every parameter and buffer whose name starts with one of `names` exactly where it is."
     names: tuple = ()
 
     def __post_init__(self): object.__setattr__(self, "names", tuple(self.names))  # a list cannot be hashed
 
     def start(self, run):
-        held = [p for name, p in run.student.named_parameters() if name.startswith(self.names)]
+        tensors = [*run.student.named_parameters(), *run.student.named_buffers()]  # batch-norm statistics too
+        held = [t for name, t in tensors if name.startswith(self.names)]
         if not held:
             first = [name for name, _ in run.student.named_parameters()][:3]
             raise ValueError(f"no parameter starts with {' or '.join(self.names)}: the network has {first} …")
@@ -157,6 +160,9 @@ class Erase(Phase):
     keep: str = ""                        # phases of one name share an optimizer and its schedule
 
     def refuse(self):
+        if not isinstance(self.forget, ForgetLoss):
+            raise ValueError(f"an erase phase teaches {self.forget!r}: pass a ForgetLoss, such as RandomLabels()")
+        refuse_optimizer(self)
         if self.passes < 1 or self.lr <= 0 or self.batch_size < 1:
             raise ValueError(f"an erase phase of {self.passes} passes at rate {self.lr} in batches of {self.batch_size} "
                              "would change nothing: ask for at least 1 pass, 1 image and a rate above 0")
@@ -176,6 +182,15 @@ class Erase(Phase):
     def __call__(self, run): erase(run, self)
 
 # %% ../nbs/31_unlearn.ipynb #e0e7231e
+def refuse_optimizer(settings):
+    "`ValueError` for numbers that are none, and for names of optimizers and schedules that nobody knows."
+    for name in ("lr", "momentum", "weight_decay", "batch_size", "epochs", "passes"):
+        value = getattr(settings, name, 1)
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: pass a number")
+    make_schedule(make_optimizer([torch.zeros(1)], settings), settings, 1, 1)
+
+# %% ../nbs/31_unlearn.ipynb #94b7cba8
 def draw_retain(run: Run, size: int) -> Batch:
     "A random batch of retain images, without augmentation."
     picked = run.split.retain[torch.randperm(len(run.split.retain), generator=run.rng)[:size]]
@@ -189,6 +204,8 @@ def pairs(run: Run, phase: Erase):
 
 def gradient(loss, params):
     "The gradient of a loss, a list of tensors. `FloatingPointError` if the loss is not finite."
+    if not (torch.is_tensor(loss) and loss.numel() == 1):
+        raise ValueError(f"a loss gave {loss!r}: it has to be a tensor of one number")
     refuse_unreached(loss, params)
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"a loss of the erase phase is {loss.item()}: lower its learning rate")
@@ -227,6 +244,13 @@ class Repair(Phase):
     retain: RetainLoss = RetainLoss()
     part: str = "retain"  # of the split: "val", for methods that repair on images which nobody was trained on
     keep: str = ""        # phases of one name share an optimizer and its schedule
+
+    def refuse(self):
+        refuse_optimizer(self.training)
+        forward_type(self.training.precision, torch.device("cuda"))  # where every name is known
+        if self.training.epochs <= 0 or self.training.batch_size < 1:
+            raise ValueError(f"a repair of {self.training.epochs} epochs in batches of {self.training.batch_size}: "
+                             "ask for more than 0 epochs and at least 1 image")
 
     def steps(self, split): return steps_of(self.training, len(self.of(split)))
     def images(self, split): return self.training.epochs * len(self.of(split))
@@ -276,6 +300,9 @@ class Edit(Phase):
 # %% ../nbs/31_unlearn.ipynb #7fdba108
 def refuse_recipe(recipe):
     "`ValueError` for phases and constraints that are none, and for kept optimizers that differ."
+    for what in ("phases", "constraints"):
+        if not isinstance(getattr(recipe, what), (tuple, list)):
+            raise ValueError(f"{what} of recipe {recipe.name!r} is {getattr(recipe, what)!r}: pass a tuple")
     if not recipe.phases: raise ValueError(f"recipe {recipe.name!r} has no phases, so it would change nothing: name some")
     if odd := [p for p in recipe.phases if not isinstance(p, Phase)]:
         raise ValueError(f"recipe {recipe.name!r} has the phase {odd[0]!r}: use Erase(…), Repair(…) or an Edit")
@@ -354,9 +381,12 @@ def unlearn(
     after_phase=None,      # called with (phase, student) when a phase ends: to look, not to touch
 ) -> nn.Module:            # in eval mode, on the split's device
     "A copy of `model` that has gone through `recipe`. `ValueError`: it cannot work; `FloatingPointError`: it diverged."
-    look_before(model, split, [recipe])
-    run = run_recipe(model, split, recipe, seed, progress, after_phase)
-    look_back(run)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"the recipe is {recipe!r}: pass a Recipe, such as RECIPES['digits']['finetune']")
+    with torch.inference_mode(False), torch.enable_grad():  # whoever calls
+        look_before(model, split, [recipe])
+        run = run_recipe(model, split, recipe, seed, progress, after_phase)
+        look_back(run)
     return run.student
 
 def look_before(model, split, recipes, smallest=2, trained=True):

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from . import source as room
-from .source import Source, data_root, header, plain
+from .source import LARGE, Source, data_root, header, plain
 from ..images import ImageFile, Images, as_labels, as_pixels, channel_statistics, class_names, stated
 
 # %% ../../nbs/datasets/16_yours.ipynb #28a11306
@@ -166,7 +165,7 @@ def read(dataset, values: Values, cache) -> tuple:  # pixels (a tensor or an Ima
     n, labels = len(dataset), []
     def passes(): labels.clear(); return chunks(dataset, values, labels)
     image = int(np.prod(values.shape)) * values.size
-    if n * image <= room.LARGE: return torch.from_numpy(joined(passes())), labels
+    if n * image <= LARGE: return torch.from_numpy(joined(passes())), labels
     folder = Path(cache) if cache else data_root() / "pixels"
     try:
         room_for(n, image, folder)
