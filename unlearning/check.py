@@ -49,8 +49,8 @@ def refuse_batch(model, batch, size):
     try: return F.cross_entropy(outputs(model, some.x).float(), some.y)
     except ValueError as e:
         if "more than 1 value per channel" not in str(e): raise
-        raise ValueError(f"batch norm cannot train on a batch of {size} image: use a batch size of 2 or more, "
-                         "on at least 2 retained images, that leaves no single image to forget for its last batch") from e
+        raise ValueError(f"batch norm cannot train on a batch of {size} image: use a batch size of 2 or more, on at "
+                         "least 2 retained images, that leaves no single image to forget for its last batch") from e
 
 # %% ../nbs/24_check.ipynb #5eb123e2
 def gradients(value, params):
@@ -58,7 +58,8 @@ def gradients(value, params):
     try: return torch.autograd.grad(value, params, allow_unused=True)
     except RuntimeError as e:
         if "checkpoint" not in str(e).lower(): raise
-        raise ValueError("the network's gradient checkpoints are reentrant: give checkpoint(…, use_reentrant=False)") from e
+        raise ValueError("the network's gradient checkpoints are reentrant: "
+                         "give checkpoint(…, use_reentrant=False)") from e
 
 # %% ../nbs/24_check.ipynb #3ab570a1
 def refuse_training(copied, batch, size):
@@ -134,7 +135,7 @@ def refuse_accuracy(seen, stated, n):
     "`ValueError` if the accuracy that the library sees is not what the owner says."
     if abs(seen - stated) <= max(2, 1.5 * resolution(stated, n)): return
     raise ValueError(f"the network is right on {seen:.1f} % of {n:,} test images, and {stated:.1f} % were stated: are "
-                     "mean, std, size and colours of the images those it was trained with, and the classes in its order?")
+                     "mean, std, size and colours of the images those of its training, and the classes in its order?")
 
 def _spread(images, most): return np.unique(np.linspace(0, len(images) - 1, most).astype(int))
 

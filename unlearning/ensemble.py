@@ -52,6 +52,7 @@ def describe(settings, _seen=None):
 @describes(type(None), bool, int, float, str)
 def _as_it_is(value, _seen): return value
 
+# %% ../nbs/80_ensemble.ipynb #1773f1b9
 PLAIN = (type(None), bool, int, float, str, list, tuple, dict, set, np.generic, np.ndarray, torch.Tensor)
 
 def _mentioned(thing, _seen):
@@ -384,13 +385,13 @@ def running(store: Store) -> list:
     return sorted(path.stem.rpartition("-")[0] for path in store.folder.glob("*.claim"))
 
 # %% ../nbs/80_ensemble.ipynb #7886b81e
-@functools.cache  # one watch a process
 def end_with(parent: int):
     "This process dies within about a second of its parent."
+    if any(t.name == "end_with" for t in threading.enumerate()): return  # one watch a process
     def watch():
         while os.getppid() == parent: time.sleep(1)
         os.kill(os.getpid(), signal.SIGKILL)  # a training would not hear of anything milder
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=watch, name="end_with", daemon=True).start()
 
 # %% ../nbs/80_ensemble.ipynb #a03e10c5
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
@@ -420,7 +421,7 @@ def _make(make, task, store):
 # %% ../nbs/80_ensemble.ipynb #7bcfdbbf
 def _compute(make, task, store, run, begun_by=0):
     "Compute a task in whatever process this is. Returns the task, what became of it, and words about that."
-    if begun_by == os.getppid(): end_with(begun_by)  # in a process of its own, and no Dask worker, whose parent is a nanny
+    if begun_by == os.getppid(): end_with(begun_by)  # and no Dask worker, whose parent is a nanny
     threads = torch.get_num_threads()
     try:
         with training.turn, claim(store, task.name, run) as deaths:
@@ -522,7 +523,8 @@ def _round(run: _Run, parallel):
     "Try once what is left."
     left, marks, batch = len(run.todo), run.marks(), run.batch()
     try:
-        with closing(parallel(delayed(_compute)(run.make, t, run.store, run.id, os.getpid()) for t in batch)) as results:
+        calls = (delayed(_compute)(run.make, t, run.store, run.id, os.getpid()) for t in batch)
+        with closing(parallel(calls)) as results:
             for result in results: run.settle(*result)
     except TerminatedWorkerError:
         if marks == run.marks(): raise  # not in any task: workers cannot even start

@@ -144,8 +144,8 @@ def copy_network(model: nn.Module) -> nn.Module:
                          "and that of a copy would go on asking the original: make it a method")
     hooked = lambda p: getattr(p, "_backward_hooks", None) or getattr(p, "_post_accumulate_grad_hooks", None)
     if name := next((name for name, p in net.named_parameters() if hooked(p)), None):
-        raise ValueError(f"{refused} with the hook on its parameter {name!r}, which a copy would lose: take it off, and "
-                         "hold weights by a Constraint (Freeze, say)")
+        raise ValueError(f"{refused} with the hook on its parameter {name!r}, which a copy would lose: take it off, "
+                         "and hold weights by a Constraint (Freeze, say)")
     memo = {id(t): t.detach().clone() for t in computed_tensors(net)}
     try: return copy.deepcopy(net, memo)
     except Exception as e: raise ValueError(f"{refused} ({_uncopied(net)}: {e}): {_KEEP_OUTSIDE}") from e

@@ -172,7 +172,8 @@ def protocol(results: Results) -> str:
 
 def _collapsed(results):
     rows = [title(results, m) for m in results.facts.get("collapsed", ())]
-    return f" Retain accuracy has collapsed under {', '.join(rows)}: their settings do not fit this network." if rows else ""
+    if not rows: return ""
+    return f" Retain accuracy has collapsed under {', '.join(rows)}: their settings do not fit this network."
 
 # %% ../nbs/90_report.ipynb #7f3c1425
 def as_text(results: Results) -> str:

@@ -13,7 +13,7 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'PARTS', 'EMULATES', 'MEASURE_COST
            'without_original', 'too_few_retrained', 'run_study']
 
 # %% ../nbs/81_study.ipynb #a0c93099
-import copy, inspect, os, socket, time, warnings
+import copy, inspect, os, socket, time
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -39,7 +39,7 @@ from .models import NETWORKS, computed_tensors, create_model, unwrap
 from .training import (Training, cross_entropy, fit, logits, make_optimizer, make_schedule,
                                  native_bfloat16, settled)
 from .files import set_aside
-from .unlearn import COLLAPSE, Recipe, Repair, RetainCollapse, look_before, run_recipe
+from .unlearn import COLLAPSE, Recipe, Repair, look_before, run_recipe
 
 # %% ../nbs/81_study.ipynb #37beeef7
 def with_tensors(model: nn.Module, make) -> nn.Module:
@@ -72,7 +72,7 @@ def _own_copy(name, t): return torch.empty_like(t, device="cpu") if t.is_meta el
 def drawn_anew(model: nn.Module) -> nn.Module:
     "A copy whose every parameter its modules have drawn anew. `ValueError` names one that none of them draws."
     model = with_tensors(model, _own_copy)
-    held = {p: p.clone() for p in model.parameters() if not p.requires_grad}  # what its owner froze is no training's work
+    held = {p: p.clone() for p in model.parameters() if not p.requires_grad}  # their owner's
     for p in model.parameters(): p.fill_(float("nan"))
     _reset(model)
     for p, value in held.items(): p.copy_(value)
@@ -534,10 +534,7 @@ def collect(study, tasks, measured, store, failures) -> Results:
     separation = [dict(method=r.task.method, seed=r.task.seed, **separations(r.values)) for r in unlearned_nothing]
     losses = {m: {part: cross_entropy_of(v) for part, v in row[0].values.items()} for m, row in rows.items()}
     facts, quality = facts_of(study, [r.environment for r in records]), forget_qualities(study, networks, statistics)
-    if rows_ := collapsed(networks):
-        warnings.warn(f"the accuracy on retained images has collapsed under {', '.join(rows_)}: their settings do not fit "
-                      "this network", RetainCollapse, stacklevel=3)
-    facts["collapsed"] = rows_
+    facts["collapsed"] = collapsed(networks)
     lost = {(t.method, t.seed): why for t, why in failures.items()}
     return Results(networks, quality, statistics, pd.DataFrame(separation), losses, facts, lost)
 

@@ -199,7 +199,8 @@ def _restore(tensors, facts, model, stepper, rng):
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
     "Whose checkpoint it is: settings, seed, images, and the weights from which the training starts."
-    tensors = {k: v for k, v in model.state_dict().items() if torch.is_tensor(v)} | dict(y=images.labels, at=images.indices)
+    tensors = {k: v for k, v in model.state_dict().items() if torch.is_tensor(v)}
+    tensors |= dict(y=images.labels, at=images.indices)
     digest = hashlib.blake2b(digest_size=16)
     for name, t in tensors.items(): digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + _bytes(t))
     augment = [getattr(a, "__qualname__", a) for a in settings.augment]
@@ -303,7 +304,8 @@ def fit(
             # Without drop_last, a last batch of one or two images would spoil the batch-norm statistics.
             shuffled = batches(images, settings.batch_size, rng, augment, drop_last=True)
             some = islice(shuffled, steps - epoch * per_epoch)
-            with told(epoch, settings.lr): seen = train_epoch(model, some, stepper, loss, dtype, before_step, after_step)
+            with told(epoch, settings.lr):
+                seen = train_epoch(model, some, stepper, loss, dtype, before_step, after_step)
             history.append({"epoch": epoch + 1, **seen})
             bar.set_postfix(loss=f"{seen['loss']:.3f}", accuracy=f"{seen['accuracy']:.1f} %")
             if epoch + 1 < epochs: _leave(checkpoint, owner, history, *parts)
