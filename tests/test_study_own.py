@@ -1,4 +1,5 @@
 """A study of networks and pieces of one's own: typed into a notebook or a script, already trained, edited between two runs."""
+import argparse, json
 import functools, importlib, os, subprocess, sys, textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from torch import nn
 
 import unlearning
 from test_study import RECIPES, files, kinds, networks, run, tiny
+from unlearning.activations import mask_activations, masks, place_masks
 from unlearning.ensemble import Store, describe, hash_of
 from unlearning.models import NETWORKS
-from unlearning.study import Blueprint, Maker, cost_of, maker, network_tasks, original_task, run_study
+from unlearning.study import Blueprint, Maker, blueprint, cost_of, maker, network_tasks, original_task, run_study
 from unlearning.training import Training, fit, logits
 
 ROOT, HERE = Path(unlearning.__file__).parent.parent, Path(__file__).parent
@@ -396,3 +398,41 @@ def test_option_of_another_type_is_refused_by_name_before_the_work(tmp_path, wro
 def test_cost_comes_from_the_phases():
     phase = lambda n: type('Phase', (), dict(images=lambda self, split: n*len(split)))()
     assert cost_of(type('Recipe', (), dict(phases=(phase(1), phase(3)))), 'four') == 16
+
+
+# What else determines a result: other people's objects that code refers to, hooks of the owner, what was frozen
+
+OPTIONS = argparse.Namespace(width=16)
+
+
+def built_from_options(num_classes): return nn.Sequential(nn.Flatten(), nn.Linear(64, OPTIONS.width), nn.ReLU(), nn.Linear(OPTIONS.width, num_classes))
+
+
+def doubled(module, images): return (2 * images[0],)
+
+
+def tripled(module, images): return (3 * images[0],)
+
+
+def test_key_sees_a_namespace_that_the_builder_reads(monkeypatch):
+    narrow = describe(built_from_options)
+    monkeypatch.setattr(OPTIONS, 'width', 64)
+    assert describe(built_from_options) != narrow
+
+
+def test_key_sees_the_hooks_of_an_original():
+    nets = [built_from_options(10) for _ in range(3)]
+    for net in nets: net.load_state_dict(nets[0].state_dict())
+    nets[1].register_forward_pre_hook(doubled)
+    nets[2].register_forward_pre_hook(tripled)
+    assert len({json.dumps(describe(net), sort_keys=True) for net in nets}) == 3
+
+
+def test_what_is_frozen_is_no_trainings_work():
+    """A retrained network starts from the frozen weights, and without the masks of a pruned one."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    net[1].requires_grad_(False)
+    pruned = mask_activations(place_masks(net, torch.randn(2, 1, 8, 8)), {'2.mask': torch.arange(16) < 8})
+    fresh = blueprint(pruned, (10, 1, 8)).fresh(1)
+    assert torch.equal(fresh[1].weight, net[1].weight) and not fresh[1].weight.requires_grad and not torch.equal(fresh[3].weight, net[3].weight)
+    assert all(m.mask is None or m.mask.all() for m in masks(fresh).values())

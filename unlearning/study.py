@@ -62,9 +62,11 @@ def with_weights(model: nn.Module, weights: dict) -> nn.Module:  # arrays or ten
 
 # %% ../nbs/81_study.ipynb #78f84cf7
 def _reset(model):
+    held = {p: p.detach().clone() for p in model.parameters() if not p.requires_grad}  # their owner's, not a training's
     for m in model.modules():
         for name in ("reset_parameters", "_reset_parameters"):  # the second is torch's own, of attention
             if callable(how := getattr(m, name, None)): how()
+    for p, value in held.items(): p.copy_(value)
 
 def _own_copy(name, t): return torch.empty_like(t, device="cpu") if t.is_meta else t.detach().cpu().clone()
 
@@ -72,10 +74,9 @@ def _own_copy(name, t): return torch.empty_like(t, device="cpu") if t.is_meta el
 def drawn_anew(model: nn.Module) -> nn.Module:
     "A copy whose every parameter its modules have drawn anew. `ValueError` names one that none of them draws."
     model = with_tensors(model, _own_copy)
-    held = {p: p.clone() for p in model.parameters() if not p.requires_grad}  # their owner's
-    for p in model.parameters(): p.fill_(float("nan"))
+    for p in model.parameters():
+        if p.requires_grad: p.fill_(float("nan"))
     _reset(model)
-    for p, value in held.items(): p.copy_(value)
     for m in masks(model).values(): m.mask = None  # they know what was forgotten
     left = [name for name, p in model.named_parameters() if p.isnan().any()]
     if not left: return model
