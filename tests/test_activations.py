@@ -230,6 +230,47 @@ def test_what_cannot_be_masked_is_refused_by_name_and_left_alone(make, why):
     assert set(net.state_dict()) == before and torch.equal(ask(net, X), want) and not masks(net)
 
 
+# An activation by another name
+
+RECTIFY = {'method': lambda x: x.clamp(min=0), 'position': lambda x: x.clamp(0), 'function': lambda x: torch.clamp(x, min=0.), 'clamp_min': lambda x: torch.clamp_min(x, 0),
+           'clip': lambda x: x.clip(0, 6), 'in place': lambda x: x.clamp_(min=0), 'clip in place': lambda x: torch.clip_(x, 0., 6.)}
+
+
+class Clamps(Functional):
+    """Its second activation is a plain one, so that a first one without a mask would go unnoticed."""
+    def features(self, x):
+        x = self.activation(self.bn1(self.conv1(x.clamp(-1, 1).clamp(0, 1))))  # the image in its range: no activation
+        return torch.tanh(self.bn2(self.conv2(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize('how', RECTIFY)
+def test_a_clamp_from_zero_is_an_activation(how):
+    net = pruned(build(lambda: Clamps(RECTIFY[how])), X)
+    assert [m.size for m in masks(net).values()] == [(8, 14, 14), (8, 12, 12)] and hold(net, X)
+
+
+def test_other_clamps_are_none():
+    net = place_masks(build(lambda: Clamps(lambda x: x.clamp(-1, 1))), X)
+    assert [m.size for m in masks(net).values()] == [(8, 12, 12)]
+
+
+@pytest.mark.parametrize('larger', [lambda x: torch.maximum(x, torch.zeros_like(x)), lambda x: torch.max(x, torch.zeros(())), lambda x: x.maximum(x.new_zeros(1))])
+def test_a_maximum_with_zero_is_refused(larger):
+    with pytest.raises(ValueError, match=r'Clamps \(the network itself\): the larger of x and 0 is an activation.*make it an nn.ReLU'):
+        place_masks(build(lambda: Clamps(larger)), X)
+
+
+@pytest.mark.parametrize('kind', [nn.RNN, nn.LSTM, nn.GRU])
+def test_what_happens_inside_a_recurrent_layer_is_said(kind):
+    class Rows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rows, self.act, self.fc = kind(16, 8, batch_first=True), nn.ReLU(), nn.Linear(8, 10)
+        def forward(self, x): return self.fc(self.act(self.rows(x.mean(1))[0][:, -1]))
+    with pytest.warns(UserWarning, match=f"inside {kind.__name__} 'rows' .* get no mask"): net = place_masks(build(Rows), X)
+    assert list(masks(net)) == ['act.mask']
+
+
 # N3: compiled; N4: whoever calls
 
 @pytest.mark.parametrize('wrap', [lambda net: torch.compile(net, backend='eager'), nn.DataParallel,

@@ -140,10 +140,16 @@ def test_exported(name, zoo, tmp_path):
 
 
 @pytest.mark.parametrize('name', BIG)
-def test_whole_networks_of_torchvision(name):
-    make, calls = BIG[name]
-    net = place_masks(build(make), images(size=32))
-    assert len(masks(net)) == calls
+def test_whole_networks_of_torchvision(name, tmp_path):
+    """Masks hold whoever asks, in both modes and several threads, and after saving and exporting."""
+    (make, calls), x = BIG[name], images(2, size=32)
+    net = pruned(settled(build(make), 32), x)
+    assert len(masks(net)) == calls and hold(net, x) and hold(copy.deepcopy(net).train(), x)
+    assert torch.equal(net.forward(x), net(x)) and in_threads(net, x, 4, requests=8) == 8
+    other = load_weights(build(make, seed=1), save_weights(net, tmp_path/'model.safetensors'))
+    assert torch.equal(ask(other, x), ask(net, x))
+    program = torch.export.load(export(net, tmp_path/'model.pt2', x)).module()
+    with torch.no_grad(): assert torch.allclose(program(x), ask(net, x), atol=1e-4)
 
 
 # The recipes, on each of them as it is: efficientnet_b0, swin_t and convnext_tiny whole

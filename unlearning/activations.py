@@ -6,7 +6,7 @@
 __all__ = ['Mask', 'masks', 'Frame', 'Call', 'Pass', 'record', 'place_masks', 'watch_activations', 'mask_activations']
 
 # %% ../nbs/21_activations.ipynb #1d450572
-import copy, inspect, itertools, linecache, re, types
+import copy, inspect, itertools, linecache, re, types, warnings
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -51,7 +51,25 @@ def _named(name):
     return [getattr(space, name) for space in _SPACES if hasattr(space, name)]
 
 _FUNCTIONS = {f for name in _METHODS for f in _named(name)}
-_ORDINARY = {f"{n}_": n for n in _NAMES} | {f: _named(n)[0] for n in _NAMES for f in _named(f"{n}_")}
+
+# %% ../nbs/21_activations.ipynb #2818fd25
+_CLAMPS = [name for n in ("clamp", "clip", "clamp_min") for name in (n, f"{n}_")]
+_CLAMPING = {*_CLAMPS, *(f for name in _CLAMPS for f in _named(name))}
+
+def _is_activation(func, args, kwargs):
+    "Is this call one of an activation? `func`: a function, or the name of a method."
+    if func not in _CLAMPING: return func in _FUNCTIONS or func in _METHODS
+    low = kwargs.get("min", args[1] if len(args) > 1 else None)
+    return isinstance(low, (int, float)) and low == 0
+
+def _is_hidden(func, args):
+    "Is this the larger of a tensor and zeros?"
+    zero = lambda v: isinstance(v, torch.Tensor) and not v.requires_grad and not v.any()
+    return func in _LARGER and len(args) > 1 and any(map(zero, args))
+
+_LARGER = {f for name in ("maximum", "max", "fmax") for f in _named(name)}
+_IN_PLACE = [n for n in (*_NAMES, "clamp", "clip", "clamp_min") if _named(f"{n}_")]
+_ORDINARY = {f"{n}_": n for n in _IN_PLACE} | {f: _named(n)[0] for n in _IN_PLACE for f in _named(f"{n}_")}
 
 # %% ../nbs/21_activations.ipynb #9e1974a5
 @dataclass(eq=False)
@@ -92,11 +110,12 @@ class Pass(TorchFunctionMode):
     "A forward pass as it is recorded: frames, and calls of activations in order of execution."
     def __init__(self, net):
         super().__init__()
-        self.net, self.frames, self.calls, self.frame = net, [], [], None
+        self.net, self.frames, self.calls, self.hidden, self.frame = net, [], [], [], None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func in _FUNCTIONS and self.frame: self.calls.append(Call(func, self.frame, out))
+        if self.frame and _is_activation(func, args, kwargs or {}): self.calls.append(Call(func, self.frame, out))
+        if self.frame and _is_hidden(func, args): self.hidden.append(self.frame.module)
         return out
 
     def enter(self, m, args, kwargs):
@@ -257,8 +276,7 @@ def _trace(host, unrolled):
 # %% ../nbs/21_activations.ipynb #e01d1c4d
 def _activates(node, modules):
     "Is this node an activation? `modules`: names of the host's activation modules."
-    if node.op == "call_function": return node.target in _FUNCTIONS
-    if node.op == "call_method": return node.target in _METHODS
+    if node.op in ("call_function", "call_method"): return _is_activation(node.target, node.args, node.kwargs)
     return node.op == "call_module" and node.target in modules
 
 # %% ../nbs/21_activations.ipynb #b2739dcc
@@ -427,16 +445,20 @@ def _depends(call, x):
 def _of_images(seen, x):
     "The recorded calls whose output is a batch that depends on the images."
     for call, fewer in zip(seen.calls, record(seen.net, x[1:].clone()).calls, strict=True):
+        if call.func in _CLAMPING and call.out.shape == x.shape: continue  # pixels in their range
         if _batched(call, fewer, len(x)): yield call
         elif _depends(call, x):
             out = f"the output of {call.func.__name__}, {tuple(call.out.shape)}"
             _refuse(seen, call.module or call.frame.module, f"{out}, does not begin with the batch of {len(x)}")
 
 # %% ../nbs/21_activations.ipynb #5adbc675
+_MAXIMUM = "the larger of x and 0 is an activation, and written so it cannot be told in a trace"
+
 def _record_masks(net, x):
     "A recorded pass, whose calls know the masks that they are to have."
     leaf = x.detach().clone().requires_grad_(x.is_floating_point())
     seen = record(net, leaf.clone())
+    for module in seen.hidden: _refuse(seen, module, _MAXIMUM)
     calls = list(_of_images(seen, leaf))
     nothing = f"no activation call found in {type(net).__name__}: looked for {', '.join(_NAMES)}"
     if not calls: raise ValueError(nothing)
@@ -541,6 +563,13 @@ def _verified(net, x):
     raise ValueError(f"no masks can be placed in {type(net).__name__}: {why}: {_REMEDY}")
 
 # %% ../nbs/21_activations.ipynb #75f831af
+def _warn_of_recurrent(net):
+    for name, m in net.named_modules():
+        if isinstance(m, (nn.RNNBase, nn.RNNCellBase)): warnings.warn(_RECURRENT.format(type(m).__name__, name))
+
+_RECURRENT = "the activations inside {} {!r} are computed in one call: they get no mask, the network's others do"
+
+# %% ../nbs/21_activations.ipynb #beb1ebc7
 _SCRIPTED = "a scripted network cannot be rewritten: place the masks before torch.jit.script"
 
 def place_masks(
@@ -552,7 +581,9 @@ def place_masks(
     if masks(net): return net
     if isinstance(net, torch.jit.ScriptModule): raise ValueError(_SCRIPTED)
     x = follow_dtype(net, x[torch.arange(3) % len(x)])
-    return _carry_out(_verified(net, x), net)
+    plan = _verified(net, x)
+    _warn_of_recurrent(net)
+    return _carry_out(plan, net)
 
 # %% ../nbs/21_activations.ipynb #714deef8
 @torch.no_grad()
