@@ -11,6 +11,7 @@ from PIL import Image
 from unlearning import load
 from unlearning.datasets import builtin
 from unlearning.datasets.source import data_root, project_root
+from unlearning.datasets.yours import from_dataset
 from unlearning.load import load_source, load_split
 
 BATCHES = 'cifar-10-batches-py'
@@ -236,3 +237,36 @@ def test_class_without_images_is_refused(folder):
 def test_missing_part_is_named(folder):
     shutil.rmtree(folder/'test')
     with pytest.raises(ValueError, match=r'test is missing.*train/<class>'): load_split('folder', root=folder, forget=1)
+
+
+# A data set of one's own, through load_split
+
+@pytest.fixture
+def tree_of_pngs(tmp_path):
+    """An ImageFolder of forty small pictures of two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path/'pictures'/('cat' if i % 2 else 'dog')/f'{i:02}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return torchvision.datasets.ImageFolder(str(tmp_path/'pictures'))
+
+
+def test_own_data_are_forgotten_by_the_names_of_their_files(tree_of_pngs, tmp_path):
+    source = from_dataset(tree_of_pngs, tree_of_pngs)
+    (tmp_path/'gone.txt').write_text('# asked for\n./cat/07.png\ndog\\04.png\n')
+    split = load_split(source, forget=tmp_path/'gone.txt')
+    want = [i for i, (path, _) in enumerate(tree_of_pngs.samples) if path.endswith(('07.png', '04.png'))]
+    assert split.forget.indices.tolist() == want and len(split.retain) == 38 and split.classes == ('cat', 'dog')
+    assert load_split(source, forget='class:cat').forget.labels.tolist() == [0] * 20
+    with pytest.raises(ValueError, match="names 'cat/99.png', which is not an image"): load_split(source, forget=['cat/99.png'])
+
+
+def test_names_of_images_are_one_each():
+    pairs = [(Image.new('L', (4, 4), i), i % 2) for i in range(4)]
+    source = from_dataset(pairs, pairs, paths=['a', 'b', 'c', 'd'])
+    assert load_split(source, forget=['c']).forget.indices.tolist() == [2]
+    for paths, why in (['a'] * 4, "called 'a'"), (['a'], 'names 1 of 4'):
+        with pytest.raises(ValueError, match=why): from_dataset(pairs, pairs, paths=paths)
+    with pytest.raises(ValueError, match='needs forget='): load_split(source)
+    with pytest.raises(ValueError, match='takes no image_size='): load_split(source, forget=1, image_size=4)

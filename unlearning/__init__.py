@@ -21,8 +21,9 @@ ROOMS = dict(
             "unlearn",
     study="Results Study run_study",
     report="chance_table forget_table mia_table save_report summary")
-INNER = {"datasets.source": "project_root", "methods.recipes": "RECIPES transfer", "metrics.accuracy": "accuracy",
-         "metrics.forget_quality": "forget_quality statistic", "metrics.membership_inference": "svc_mia"}
+INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset", "methods.recipes": "RECIPES transfer",
+         "metrics.accuracy": "accuracy", "metrics.forget_quality": "forget_quality statistic",
+         "metrics.membership_inference": "svc_mia"}
 
 # %% ../nbs/99_front.ipynb #af126008
 import sys

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'READERS', 'ENDINGS', 'FORMS', 'WORDS', 'SOURCES', 'OURS',
-           'COUNTS', 'with_ways', 'by_count', 'as_share', 'by_share', 'texts', 'by_class', 'by_name', 'by_positions',
-           'spellings', 'other_file', 'Paths', 'find_all', 'known_paths', 'by_path', 'read_text', 'lines_of', 'whole',
-           'numbers_of', 'rows_of', 'from_lines', 'from_table', 'from_json', 'look_up', 'from_npy', 'by_file', 'meant',
-           'positions', 'Share', 'People', 'options_of', 'takes_any', 'refuse_option', 'as_count', 'load_source',
-           'load_split', 'gone_classes', 'tuning_split', 'wrong_labels']
+           'COUNTS', 'OPTIONS_OF_YOURS', 'with_ways', 'by_count', 'as_share', 'by_share', 'texts', 'by_class',
+           'by_name', 'by_positions', 'spellings', 'other_file', 'Paths', 'find_all', 'known_paths', 'by_path',
+           'read_text', 'lines_of', 'whole', 'numbers_of', 'rows_of', 'from_lines', 'from_table', 'from_json',
+           'look_up', 'from_npy', 'by_file', 'meant', 'positions', 'Share', 'People', 'options_of', 'takes_any',
+           'refuse_option', 'as_count', 'load_source', 'load_split', 'gone_classes', 'tuning_split', 'wrong_labels']
 
 # %% ../nbs/19_load.ipynb #6986e38c
 import csv, difflib, inspect, json, math, os, posixpath, re, unicodedata, warnings
@@ -473,14 +473,19 @@ def _checked(dataset: str, options: dict) -> dict:
     return {**options, **{k: as_count(k, v) for k, v in options.items() if k in COUNTS and k not in left_out}}
 
 # %% ../nbs/19_load.ipynb #7158c452
+OPTIONS_OF_YOURS = "a source that was made already takes no {}=: pass that to what made it, such as from_dataset"
+
 def load_source(
-    dataset: str,  # a name in SOURCES
-    root=None,     # data root, see `data_root`
-    **options,     # of the loader
+    dataset,    # a name in SOURCES, or a source: it is there already
+    root=None,  # data root, see `data_root`
+    **options,  # of the loader
 ) -> Source:
     "A data set by its name, not yet divided. `ValueError` on an unknown one, or an unknown option."
+    if isinstance(dataset, Source) and root is None and not options: return dataset
+    if isinstance(dataset, Source): raise ValueError(OPTIONS_OF_YOURS.format(", ".join(options) or "root"))
     if not isinstance(dataset, str) or dataset not in SOURCES:
-        raise ValueError(f"unknown data set {dataset!r}: the known ones are {', '.join(SOURCES)}")
+        raise ValueError(f"unknown data set {dataset!r}: the known ones are {', '.join(SOURCES)}; "
+                         "your own are made by from_dataset")
     options, folder = _checked(dataset, options), data_root(root)
     source = SOURCES[dataset](folder, **options)
     return source if source.paths is None else source._replace(paths=Paths(source.paths, folder))
@@ -495,14 +500,14 @@ def _divide_images(source: Source, request, seed, val, subset) -> Split:
 
 # %% ../nbs/19_load.ipynb #7ab9ee7d
 def load_split(
-    dataset: str = "digits",    # "digits", "cifar10", "folder", "celeba" or "writers"
+    dataset="digits",           # a name in SOURCES: "digits", "cifar10", "cifar10n", "folder" …; or a `Source` of your own
     root=None,                  # data root, see `data_root`; for "folder" the tree itself
     forget=None,                # what to forget: see the table above; None: what the data set proposes
     seed: int = 0,              # for every draw: forget, val and subset
     val: int = 0,               # images to take out of train for tuning (whole people, where people are forgotten)
     subset: int | None = None,  # training images to keep: balanced, with the same share forgotten; or whole people
     copies: bool = False,       # forget training images that are identical to a forgotten one, too
-    **options,                  # image_size for "folder"; image_size, attributes and cache (a folder) for "celeba"
+    **options,                  # of the data set's own loader (mean, std, image_size, labels …): see `options_of`
 ) -> Split:
     "Load a data set and divide it for unlearning (§4). `ValueError` names what is wrong and the remedy."
     seed, val, subset = as_count("seed", seed), as_count("val", val), subset and as_count("subset", subset)
@@ -510,7 +515,8 @@ def load_split(
     if val and source.val is not None:
         raise ValueError(f"{source.name} has a validation part of its own, of {len(source.val)} images: leave out val=")
     if forget is None and (forget := source.forget) is None:
-        raise ValueError(f"a {dataset} needs forget=, for nobody else can say what is to be forgotten\n{WAYS_TABLE}")
+        who = source.name if dataset is source else f"a {dataset}"
+        raise ValueError(f"{who} needs forget=, for nobody else can say what is to be forgotten\n{WAYS_TABLE}")
     request = WORDS.get(forget, forget) if isinstance(forget, str) else forget
     divide = _divide_people if isinstance(request, (Share, People)) else _divide_images
     split = divide(source, request, seed, val, subset)

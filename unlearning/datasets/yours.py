@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['UNLIKE', 'AS_THEY_ARE', 'pair', 'as_label', 'as_array', 'Values', 'undone', 'look', 'chunks', 'joined', 'Floats',
-           'streamed', 'length', 'room_for', 'read', 'from_dataset']
+           'streamed', 'length', 'room_for', 'read', 'paths_of', 'from_dataset']
 
 # %% ../../nbs/datasets/16_yours.ipynb #3bbe7e64
 import hashlib, os, shutil, uuid, warnings
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torchvision.datasets import DatasetFolder
 from tqdm import tqdm
 from .source import LARGE, Source, data_root, header, plain
 from ..images import ImageFile, Images, as_labels, as_pixels, channel_statistics, class_names, stated
@@ -182,6 +184,17 @@ def _as_they_are(values):
     return torch.zeros(values.shape[0]), torch.ones(values.shape[0])
 
 # %% ../../nbs/datasets/16_yours.ipynb #c3a9ad90
+def paths_of(dataset, paths=None) -> list | None:
+    "What each item is called. `ValueError` if that is not one name an item, or two share one."
+    if paths is None and not isinstance(dataset, DatasetFolder): return None
+    if paths is None: paths = [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]
+    paths = [Path(p).as_posix() for p in paths]
+    if len(paths) != len(dataset): raise ValueError(f"paths names {len(paths)} of {len(dataset)} training images: name each")
+    if twice := next((p for p, n in Counter(paths).items() if n > 1), None):
+        raise ValueError(f"two training images are called {twice!r}: give each a name of its own, with its folder, say")
+    return paths
+
+# %% ../../nbs/datasets/16_yours.ipynb #41414e81
 def from_dataset(
     train, test,          # map-style: (image, label) at each place, through the transform for *evaluation*
     classes=None,         # their names; None: train.classes, or numbers
@@ -189,6 +202,7 @@ def from_dataset(
     mean=None, std=None,  # with which the network was trained, for pixels in [0, 1]; None: those of train
     val=None,             # another, for tuning
     channels=None,        # how many; None: 1 or 3, as the first image has
+    paths=None,           # what each training image is called in a forget list; None: an ImageFolder's paths, else nothing
     cache=None,           # folder for more than a gigabyte of pixels; None: pixels/ in the data root
 ) -> Source:
     "Your own data as a source. `ValueError` says what about them cannot be used, and the remedy."
@@ -201,4 +215,5 @@ def from_dataset(
     else: mean, std = _as_they_are(values) if values.normalised else channel_statistics(source)
     made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std) for k, (x, y) in pixels.items()}
     names = class_names(classes or getattr(train, "classes", None), made["train"], made["test"])
-    return Source(name, made["train"], made["test"], names, val=made.get("val"))
+    called = paths_of(train, paths)
+    return Source(name, made["train"], made["test"], names, val=made.get("val"), paths=called)
