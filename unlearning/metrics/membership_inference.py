@@ -26,19 +26,24 @@ def _log_not_p(z):
     return log_not_p
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #0dc3debb
-def mia_features(
-    logits,   # (n, classes)
-    labels,   # (n,) integers
-)->dict:      # name -> float64 array: (n,), and (n, classes) for prob
-    "What a membership inference attack looks at, finite for all finite logits."
-    z, y = check_logits(logits, labels)
-    rows, log_p, log_not_p = np.arange(len(z)), log_softmax(z, axis=1), _log_not_p(z)
-    p = np.exp(log_p)
-    wrong = p * -log_not_p
+def _m_entropy(log_p, log_not_p, y):
+    "Modified entropy, (n,)."
+    rows, wrong = np.arange(len(y)), np.exp(log_p) * -log_not_p
     wrong[rows, y] = 0
-    m_entropy = np.exp(log_not_p[rows, y]) * -log_p[rows, y] + wrong.sum(axis=1)
-    return dict(correctness=(z.argmax(axis=1) == y).astype(float), confidence=p[rows, y],
-                entropy=(p * -log_p).sum(axis=1), m_entropy=m_entropy, prob=p)
+    return np.exp(log_not_p[rows, y]) * -log_p[rows, y] + wrong.sum(axis=1)
+
+def mia_features(
+    logits,       # (n, classes)
+    labels=None,  # (n,) integers; None: unknown
+)->dict:          # name -> float64 array: (n,), and (n, classes) for prob
+    "What a membership inference attack looks at, finite for all finite logits. Without labels: entropy and prob."
+    z, y = check_logits(logits, np.zeros(len(logits), int) if labels is None else labels)
+    log_p = log_softmax(z, axis=1)
+    p = np.exp(log_p)
+    entropy = (p * -log_p).sum(axis=1)
+    if labels is None: return dict(entropy=entropy, prob=p)
+    return dict(correctness=(z.argmax(axis=1) == y).astype(float), confidence=p[np.arange(len(z)), y],
+                entropy=entropy, m_entropy=_m_entropy(log_p, _log_not_p(z), y), prob=p)
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #eb8ed574
 def _entry(x, rows):
@@ -122,12 +127,12 @@ def _features_of(*pairs):
 def svc_mia(
     retain_logits, retain_labels,  # (n, classes) and (n,): of one network, on images it was trained on
     test_logits, test_labels,      # (m, classes) and (m,): on images it was not trained on
-    forget_logits, forget_labels,  # (k, classes) and (k,): on the forgotten images
+    forget_logits, forget_labels,  # (k, classes) and (k,): on the forgotten images; labels None: unknown
     samples=None,   # shadow images a side; None: all that balance allows, min(n, m)
     seed:int=0,     # of the draw of shadow images
     exact=False,    # plain SVC whatever the size: the reference, and very slow
 )->dict:            # attack -> percent of the forget images called non-members
-    "Membership inference (§2.2) by SVC. `ValueError`: more samples than images, or unlike classes."
+    "Membership inference (§2.2) by SVC; where labels are unknown, by entropy and prob. `ValueError`: bad sizes, classes."
     retain, test, forget = _features_of(
         (retain_logits, retain_labels), (test_logits, test_labels), (forget_logits, forget_labels))
     members, others = _shadow(len(retain["prob"]), len(test["prob"]), samples, seed)
@@ -135,7 +140,7 @@ def svc_mia(
         known, asked = (retain[name][members], test[name][others]), forget[name]
         called = _nonmembers(*(x.reshape(len(x), -1) for x in (*known, asked)), exact)
         return float(100 * called.mean())
-    return {name: score(name) for name in forget}
+    return {name: score(name) for name in forget if name in retain and name in test}
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #d2e7ac27
 PAPER_ATTACKS = ("correctness", "confidence", "entropy", "prob")

@@ -8,10 +8,11 @@ __all__ = ['PAIRS', 'separation', 'separations']
 # %% ../../nbs/metrics/73_separation.ipynb #1b2b421f
 import numpy as np
 from sklearn.metrics import roc_auc_score
+from .accuracy import as_array
 
 # %% ../../nbs/metrics/73_separation.ipynb #3dc6c927
 def _finite(name, values):
-    v = np.asarray(values, dtype=np.float64)
+    v = as_array(values).astype(np.float64)
     if v.ndim != 1 or not len(v): raise ValueError(f"{name} has shape {v.shape}: expected a value for each image")
     if bad := np.sum(~np.isfinite(v)): raise ValueError(f"{bad} of {len(v)} values of {name} are not finite")
     return v
