@@ -30,7 +30,7 @@ def root(tmp_path, monkeypatch):
     train = in_memory(pixels, TRUTH)
     small = Source('cifar10', train, in_memory(pixels[:50], TRUTH[:50], train), tuple('abcdefghij'), forget='challenge')
     whole = builtin.human_labels
-    monkeypatch.setattr(builtin, 'cifar10', lambda root: small)
+    monkeypatch.setattr(builtin, 'cifar10', lambda root, mean=None, std=None: small)
     monkeypatch.setattr(builtin, 'human_labels', lambda root, labels: whole(root, labels, N))
     (tmp_path/'cifar-10n').mkdir()
     return tmp_path

@@ -13,10 +13,11 @@ import unlearning
 from unlearning.check import Doubt, check
 from unlearning.datasets import folder as folder_module, source as source_module
 from unlearning.datasets.folder import image_folder
-from unlearning.datasets.source import decode, decode_once
+from unlearning.datasets.faces import render_faces
+from unlearning.datasets.source import data_root, decode, decode_once
 from unlearning.datasets.yours import from_dataset
 from unlearning.images import ImageFile, batches, channel_statistics, duplicates, in_memory, make_split, read_split, save_split
-from unlearning.load import load_split
+from unlearning.load import SOURCES, load_source, load_split
 from unlearning.models import create_model
 from unlearning.training import Training, fit
 
@@ -276,6 +277,19 @@ def test_what_its_owner_normalised_is_normalised_so(mean, std):
     assert again.fingerprint == theirs.fingerprint
     array = in_memory(pixels(theirs.train), theirs.train.labels, mean=mean, std=std)
     assert torch.equal(array.mean, theirs.train.mean) and torch.equal(array.std, theirs.train.std)
+
+
+REAL = dict(cifar10='cifar-10-batches-py', cifar10n='cifar-10n', writers='QMNIST')  # in the data root, or not
+
+
+@pytest.mark.parametrize('dataset', SOURCES)
+def test_every_loader_takes_its_owners_statistics(dataset, tree, tmp_path):
+    if dataset in REAL and not (data_root()/REAL[dataset]).is_dir(): pytest.skip(f'{dataset} is not in the data root')
+    root = dict(folder=tree, celeba=tmp_path).get(dataset)
+    if dataset == 'celeba': render_faces(tmp_path, 60, identities=10)
+    source = load_source(dataset, root, mean=0.5, std=0.25)
+    for part in filter(None, (source.train, source.val, source.test)): assert set(part.mean.tolist()) == {0.5} and set(part.std.tolist()) == {0.25}
+    with refused('belong together'): load_source(dataset, root, mean=0.5)
 
 
 def test_a_network_near_chance_raises_a_doubt():

@@ -41,7 +41,8 @@ class Training:
     def __post_init__(self):
         if isinstance(self.augment, list): object.__setattr__(self, "augment", tuple(self.augment))
 
-# The paper's CIFAR-10 training: 30 epochs and class weights (§4.3); what it leaves open, as its authors ran it.
+# The paper's CIFAR-10 training: 30 epochs and class weights (§4.3); what it leaves open, as in its repository,
+# sachit3022/unlearning.
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine",
                           weight_decay=5e-3, class_weights=True, augment=("crop", "flip", "rotate", "erase"))
 

@@ -136,8 +136,9 @@ def cifar10n(
     labels: str = "random1",  # "aggre", "random1" or "worse"
     known: float = 1.,        # share of the wrong labels that is known, and to be forgotten
     known_seed: int = 0,      # draws it
+    mean=None, std=None,      # with which the network was trained; None: those of train
 ) -> Source:
     "CIFAR-10 under the labels that people gave it; `truth` holds the true ones. `ValueError` if a file is missing."
-    source = relabelled(cifar10(root), human_labels(root, labels), known, known_seed)
+    source = relabelled(cifar10(root, mean, std), human_labels(root, labels), known, known_seed)
     part = "" if known == 1 else f", {100 * known:.3g} % of the wrong ones known"
     return source._replace(name=f"cifar10n ({labels}{part})")

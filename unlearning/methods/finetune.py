@@ -12,7 +12,7 @@ from ..unlearn import Recipe, Repair
 
 # %% ../../nbs/methods/40_finetune.ipynb #2c43c329
 def finetune(
-    *, repair: Training = replace(PAPER_TRAINING, epochs=10),  # the authors': the original's optimizer, 10 epochs
+    *, repair: Training = replace(PAPER_TRAINING, epochs=10),  # the repository's: the original's optimizer, 10 epochs
     source: str = "sachit3022/unlearning",
 ) -> Recipe:
     "Finetuning on the retain set: the paper's baseline [7]."

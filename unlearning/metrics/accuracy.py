@@ -39,7 +39,8 @@ def as_array(
     values,     # an array, a torch tensor, or a list of them
 )->np.ndarray:  # of a tensor of floats: float64
     "The numbers: of a tensor without its gradients, from whatever device and precision."
-    if isinstance(values, (list, tuple)): return np.asarray([as_array(v) if hasattr(v, "detach") else v for v in values])
+    if isinstance(values, (list, tuple)):
+        return np.asarray([as_array(v) if hasattr(v, "detach") else v for v in values])
     if not hasattr(values, "detach"): return np.asarray(values)
     values = values.detach().cpu()
     return (values.double() if values.is_floating_point() else values).numpy()

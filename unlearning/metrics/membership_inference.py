@@ -132,7 +132,7 @@ def svc_mia(
     seed:int=0,     # of the draw of shadow images
     exact=False,    # plain SVC whatever the size: the reference, and very slow
 )->dict:            # attack -> percent of the forget images called non-members
-    "Membership inference (§2.2) by SVC; where labels are unknown, by entropy and prob. `ValueError`: bad sizes, classes."
+    "Membership inference (§2.2) by SVC; where labels are unknown, by entropy and prob. `ValueError`: sizes, classes."
     retain, test, forget = _features_of(
         (retain_logits, retain_labels), (test_logits, test_labels), (forget_logits, forget_labels))
     members, others = _shadow(len(retain["prob"]), len(test["prob"]), samples, seed)
