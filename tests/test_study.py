@@ -18,7 +18,7 @@ from unlearning.methods.random_labels import RandomLabels, random_labels
 from unlearning.metrics.accuracy import accuracy
 from unlearning.metrics.forget_quality import forget_quality, statistic
 from unlearning.metrics.membership_inference import mia_gaps, svc_mia
-from unlearning.report import (ATTACKS, chance_table, forget_table, mia_table, plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, protocol,
+from unlearning.report import (ATTACKS, chance_table, forget_table, mia_table, plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, protocol,
                                resampled_gaps, save_report, summary, witness)
 from unlearning.parameters import check_parameters
 from unlearning.study import Study, network_tasks, run_study
@@ -230,7 +230,7 @@ def test_processes_do_not_change_the_logits(tmp_path, finished):
 
 def figures(results):
     import matplotlib.pyplot as plt
-    for plot in (plot_losses, plot_accuracy, plot_mia_gaps, plot_forget_quality, plot_tradeoff): plot(results)
+    for plot in (plot_losses, plot_accuracy, plot_mia_gaps, plot_forget_quality, plot_tradeoff, plot_cost): plot(results)
     plt.close('all')
 
 
@@ -431,6 +431,6 @@ def test_a_study_that_could_not_end_is_refused_before_it_begins(tmp_path, monkey
     with pytest.raises(ValueError, match=says): tiny(tmp_path, **wrong)
 
 
-@pytest.mark.parametrize('plot', [plot_accuracy, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness])
+@pytest.mark.parametrize('plot', [plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness])
 def test_figure_says_what_it_was_made_from(finished, plot):
     assert any('digits, K = 2' in text.get_text() for text in plot(finished[1]).texts)

@@ -6,7 +6,7 @@
 __all__ = ['ATTACKS', 'OURS', 'LOOK', 'BINS', 'STYLES', 'PAPER_NAMES', 'resampled_gaps', 'summary', 'origin', 'title',
            'mia_table', 'unlearned', 'chance_table', 'forget_table', 'wrong_table', 'protocol', 'as_text',
            'save_report', 'plot_losses', 'plot_accuracy', 'plot_mia_gaps', 'plot_forget_quality', 'plot_tradeoff',
-           'plot_wrong_labels', 'witness', 'plot_witness', 'paper_tables', 'paper_summary', 'beside_paper',
+           'plot_cost', 'plot_wrong_labels', 'witness', 'plot_witness', 'paper_tables', 'paper_summary', 'beside_paper',
            'plot_beside_paper', 'recompute_paper']
 
 # %% ../nbs/90_report.ipynb #5792799e
@@ -18,6 +18,7 @@ import pandas as pd
 import seaborn as sns
 from .metrics.membership_inference import PAPER_ATTACKS, mia_gaps
 from .metrics.forget_quality import PROTOCOLS
+from .metrics.separation import separation
 from .study import Results
 
 # %% ../nbs/90_report.ipynb #5b6f36d6
@@ -219,6 +220,10 @@ def _histograms(ax, losses):
         ax.hist(values, BINS, weights=np.full(len(values), 100 / len(values)), label=part, **look)
     ax.set(xscale="log", xlabel="cross-entropy\n[nats]")
 
+def _smaller(losses):  # percent
+    "How often a forgotten image has a smaller loss than a test image."
+    return separation(losses["test"], losses["forget"])
+
 # %% ../nbs/90_report.ipynb #4b17edd8
 def plot_losses(
     results: Results,
@@ -231,7 +236,7 @@ def plot_losses(
     fig, axes = _panels(len(methods), 2.6, width * len(methods) + 1, sharex=True, sharey=True)
     for ax, method in zip(axes[0], methods):
         _histograms(ax, results.losses[method])
-        ax.set_title(_in_lines(title(results, method)), fontsize=9)
+        ax.set_title(f"{_in_lines(title(results, method))}\n{_smaller(results.losses[method]):.0f} %", fontsize=9)
     axes[0, 0].set_ylabel("share of the images [%]")
     _beside(fig, axes[0, 0])
     return _signed(fig, results)
@@ -285,17 +290,20 @@ def plot_forget_quality(results: Results):
 
 # %% ../nbs/90_report.ipynb #232d3474
 def _named_points(ax, x, y, names):
-    "Each name right of its point, moved up where it would cover the one below; a thin line leads back."
+    "Each name right of its point, moved up where it would cover another name or point; a thin line leads back."
     ax.figure.canvas.draw()  # the scales are settled
     step = 13 * ax.figure.dpi / 72  # a line of text, in pixels
     at, taken = ax.transData.transform(np.column_stack([x, y])), []
+    def covers(px, py):
+        names = any(abs(py - ty) < step and abs(px - tx) < 12 * step for tx, ty in taken)
+        return names or any(abs(py - qy) < 0.7 * step and 2 < qx - px < 12 * step for qx, qy in at)
     for i in at[:, 1].argsort():
         px, py = at[i]
-        while any(abs(py - ty) < step and abs(px - tx) < 12 * step for tx, ty in taken): py += step / 2
+        while covers(px, py): py += step / 2
         taken.append((px, py))
         shift = (10, (py - at[i, 1]) * 72 / ax.figure.dpi)
         ax.annotate(names[i], (x[i], y[i]), xytext=shift, textcoords="offset points", va="center", fontsize=9,
-                    arrowprops=dict(arrowstyle="-", lw=0.5, color="gray", shrinkA=0))
+                    arrowprops=dict(arrowstyle="-", lw=0.5, color="gray", shrinkA=0, relpos=(0, 0.5)))
 
 # %% ../nbs/90_report.ipynb #e4a40cc9
 def plot_tradeoff(results: Results):
@@ -305,11 +313,27 @@ def plot_tradeoff(results: Results):
     if s.empty: return _signed(fig, results)
     x, y = (100 * s.F_paper / s.ceiling_paper).to_numpy(), (s.TA - rows.TA["retrain"]).to_numpy()
     ax.scatter(x, y, s=4 * s.time + 10, color="silver", edgecolor="black", zorder=2)
-    ax.axhline(0, color="black", lw=0.7, ls="--", label="Retrain's test accuracy"); ax.margins(0.12)
+    ax.axhline(0, color="black", lw=0.7, ls="--", label="Retrain's test accuracy"); ax.margins(0.12, 0.2)
     ax.set(xlabel="forget quality, protocol \"paper\" [% of its ceiling]",
            ylabel="test accuracy − Retrain's [points]", xlim=(None, x.max() + 0.35 * max(np.ptp(x), 1)))
     _named_points(ax, x, y, [f"{title(results, m)}, {s.time[m]:.0f} %" for m in s.index])
     return _signed(fig, results)
+
+# %% ../nbs/90_report.ipynb #87e55c6f
+def plot_cost(results: Results):
+    "Mean MIA gap ± bootstrap error over the time; band: a perfect unlearner; dotted: No Unlearning."
+    rows, (fig, ((ax,),)) = summary(results), _panels(height=4.)
+    s = rows.loc[unlearned(results)]
+    if s.empty: return _signed(fig, results)
+    ax.axhspan(*resampled_gaps(results).retrain.quantile([0.05, 0.95]), color="gainsboro", label="a perfect unlearner")
+    ax.axhline(rows.mean_gap["original"], color="black", lw=0.7, ls=":", label="No Unlearning")
+    ax.errorbar(s.time, s.mean_gap, s.mean_gap_se, fmt="o", color="gray", mfc="white", mec="black", elinewidth=0.8)
+    ax.set(xlabel="time [% of a retraining]", ylabel="mean MIA gap [points]", ylim=(0, None),
+           xlim=(None, s.time.max() + 0.35 * max(np.ptp(s.time), 1)))
+    _named_points(ax, s.time.to_numpy(), s.mean_gap.to_numpy(), [title(results, m) for m in s.index])
+    _beside(fig, ax)
+    return _signed(fig, results)
+
 
 # %% ../nbs/90_report.ipynb #87257dc5
 def _target(ax, s, m, line, name):
@@ -320,7 +344,7 @@ def _target(ax, s, m, line, name):
 
 def plot_wrong_labels(results: Results):
     "Test accuracy over accuracy on the given wrong labels, mean ± sd over seeds, a number a method."
-    s, ax = summary(results), plt.figure(figsize=(7.5, 3.8)).gca()
+    s, (_, ((ax,),)) = summary(results), _panels(width=7.5, height=3.8)
     low = s.TA["original"] - 10  # whatever is wrecked lies on this edge, or it would press the others together
     for m, line in (("retrain", "--"), ("original", ":")): _target(ax, s, m, line, title(results, m))
     for i, m in enumerate(unlearned(results), 1):
@@ -332,7 +356,6 @@ def plot_wrong_labels(results: Results):
     ax.set(xlabel="accuracy on forget against the given, wrong labels [%]", ylabel="test accuracy [%]")
     ax.margins(0.08)
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1.5, frameon=False)
-    ax.figure.tight_layout()
     return _signed(ax.figure, results)
 
 # %% ../nbs/90_report.ipynb #f797af39
