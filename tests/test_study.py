@@ -1,5 +1,5 @@
 """Whole studies, tiny: what is skipped, what is repeated, what a kill leaves behind, what a lost seed does to the tables."""
-import json, os, shutil, signal, subprocess, sys, textwrap
+import json, os, shutil, signal, subprocess, sys, textwrap, warnings, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import unlearning
 from unlearning import study as study_module
 from unlearning.load import load_split
-from unlearning.ensemble import Store, environment
+from unlearning.ensemble import Store, Task, describe, environment
 from unlearning.methods.finetune import finetune
 from unlearning.methods.random_labels import RandomLabels, random_labels
 from unlearning.metrics.accuracy import accuracy
@@ -21,8 +21,10 @@ from unlearning.metrics.membership_inference import mia_gaps, svc_mia
 from unlearning.report import (ATTACKS, chance_table, forget_table, mia_table, plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, protocol,
                                resampled_gaps, save_report, summary, witness)
 from unlearning.parameters import check_parameters
-from unlearning.study import Study, network_tasks, run_study
-from unlearning.training import Training
+from unlearning.models import create_model
+from unlearning.study import (Study, half, listing, logits_in, measured_rows, measurements, network_tasks, pack, recipe_settings, run_study,
+                              training_seed, unpack, weights_in)
+from unlearning.training import Training, cross_entropy, fit, logits
 from unlearning.files import read_arrays, write_arrays
 from unlearning.unlearn import Edit, Erase, ForgetLoss, Recipe, Repair
 
@@ -291,7 +293,7 @@ def test_row_name_may_be_any_file_name(copied, name):
     assert list(summary(results).index) == ['retrain', name, 'original']
 
 
-@pytest.mark.parametrize('name', ['original', 'retrain'])
+@pytest.mark.parametrize('name', ['original', 'retrain', 'reference', 'control-finetune', 'control-'])
 def test_row_names_of_the_study_are_taken(tmp_path, name):
     with pytest.raises(ValueError, match=f'may not be named {name!r}'): tiny(tmp_path, recipes={name: RECIPES['finetune']})
 
@@ -300,11 +302,11 @@ def test_row_names_of_the_study_are_taken(tmp_path, name):
 
 def test_frames_have_their_columns(finished):
     _, results = finished
-    assert list(results.networks.columns) == ['method', 'seed', 'RA', 'TA', 'UA', 'correctness', 'confidence', 'entropy', 'm_entropy', 'prob', 'seconds']
+    assert list(results.networks.columns) == ['method', 'seed', 'RA', 'TA', 'UA', 'correctness', 'confidence', 'entropy', 'm_entropy', 'prob', 'seconds', 'passes']
     assert sorted(zip(results.networks.method, results.networks.seed)) == sorted([('original', 0), *((m, k) for m in ('retrain', *RECIPES) for k in (0, 1))])
     assert list(results.quality.columns) == ['method', 'protocol', 'F', 'ceiling', 'ceiling_sd', 'total']
     assert sorted(zip(results.quality.method, results.quality.protocol)) == sorted((m, p) for m in RECIPES for p in ('paper', 'challenge'))
-    scores = results.networks.drop(columns=['method', 'seconds', 'seed'])
+    scores = results.networks.drop(columns=['method', 'seconds', 'seed', 'passes'])
     assert ((scores >= 0) & (scores <= 100)).all(axis=None) and (results.networks.seconds > 0).all()
     assert results.failures == {} and results.facts['K'] == 2 and results.facts['forget'] == len(finished[0].split.forget)
 
@@ -428,9 +430,375 @@ def test_resampled_gaps_are_gaps_of_redrawn_rows(finished):
                                          (dict(device='gpu'), "device is 'gpu': use 'cpu' or 'cuda'"), (dict(device='cuda'), "device is 'cuda', and torch finds no GPU here")])
 def test_a_study_that_could_not_end_is_refused_before_it_begins(tmp_path, monkeypatch, wrong, says):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    with pytest.raises(ValueError, match=says): tiny(tmp_path, **wrong)
+    with pytest.raises(ValueError, match=says): run(tiny(tmp_path, **wrong))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('plot', [plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness])
 def test_figure_says_what_it_was_made_from(finished, plot):
     assert any('digits, K = 2' in text.get_text() for text in plot(finished[1]).texts)
+
+
+# Several originals, controls, a reference
+
+class Still(Edit):
+    """A recipe that changes nothing, so that it tells where it started."""
+    def edit(self, run): return 1
+
+
+STILL = dict(still=Recipe(name='still', phases=(Still(),)))
+ALL = dict(originals='each', control=True, reference=True)
+
+
+@pytest.fixture(scope='module')
+def full(tmp_path_factory):
+    study = tiny(tmp_path_factory.mktemp('full'), recipes=RECIPES | STILL, **ALL)
+    return study, run(study)
+
+
+@pytest.fixture
+def copied_full(full, tmp_path):
+    shutil.copytree(full[0].folder, tmp_path/'study')
+    return replace(full[0], folder=tmp_path/'study')
+
+
+def records(study): return {m: [Store(study.folder).load(t)[0] for t in row] for m, row in network_tasks(study).items()}
+
+
+def test_seeds_and_keys_are_those_of_earlier_studies(finished, full):
+    """A folder of days is found again, with one original or as the first of several."""
+    study, split = finished[0], finished[0].split
+    settings = dict(split=split.fingerprint, network='small', training=describe(study.training), device='cpu')
+    original = Task('original', 0, settings)
+    want = dict(original=[original.key], retrain=[Task('retrain', k, settings).key for k in (0, 1)])
+    want |= {m: [Task(m, k, dict(original=original.key, recipe=recipe_settings(study.recipes[m]))).key for k in (0, 1)] for m in RECIPES}
+    assert {m: [t.key for t in row] for m, row in network_tasks(study).items()} == want
+    every = {m: [t.key for t in row] for m, row in network_tasks(full[0]).items()}
+    assert all(every[m][0] == keys[0] for m, keys in want.items()) and every['retrain'] == want['retrain']
+    for seed, images, of in ((0, split.train, ('original', 0)), (2, split.retain, ('retrain', 1))):
+        model = create_model('small', 10, 1, 8, seed)
+        fit(model, images, study.training, seed, cross_entropy(study.training, images, ()))
+        np.testing.assert_array_equal(records(study)[of[0]][of[1]]['test'], half(logits(model, split.test)))
+
+
+def test_no_two_networks_are_trained_with_one_seed():
+    rows = [(m, k) for m in ('original', 'retrain', 'reference') for k in range(10_000)]
+    assert len({training_seed(Task(m, k, {})) for m, k in rows}) == len(rows)
+
+
+@pytest.mark.parametrize('originals', ['one', 'each'])
+def test_where_methods_and_controls_start(full, tmp_path, originals):
+    """Seed k from original k and retrained network k; or all from the first."""
+    study = full[0] if originals == 'each' else tiny(tmp_path, recipes=STILL, originals='one', control=True)
+    if originals == 'one': run(study)
+    found = records(study)
+    assert len(found['original']) == (2 if originals == 'each' else 1) and 'reference' in found or originals == 'one'
+    for row, start in (('still', 'original'), ('control-still', 'retrain')):
+        for k in (0, 1):
+            came = found[start][k if originals == 'each' else 0]
+            for part in study_module.PARTS: np.testing.assert_array_equal(found[row][k][part], came[part])
+            task = network_tasks(study)[row][k]
+            assert task.settings[start] == network_tasks(study)[start][k if originals == 'each' else 0].key
+
+
+def test_control_is_the_same_recipe_and_seed(full):
+    study, _ = full
+    for k in (0, 1):
+        task, control = (network_tasks(study)[m][k] for m in ('random_labels', 'control-random_labels'))
+        assert task.settings['recipe'] == control.settings['recipe'] and task.seed == control.seed == k
+    found = records(study)
+    assert not np.array_equal(found['control-random_labels'][0]['forget'], found['retrain'][0]['forget'])
+    assert not np.array_equal(found['control-random_labels'][0]['forget'], found['random_labels'][0]['forget'])
+
+
+def test_references_are_networks_of_their_own(full):
+    found = records(full[0])
+    rows = [a['test'] for m in ('original', 'retrain', 'reference') for a in found[m]]
+    assert all(not np.allclose(a, b) for i, a in enumerate(rows) for b in rows[:i])
+    assert {m for m, row in found.items() if all(map(weights_in, row))} == {'original', 'retrain'}
+    assert not any(map(weights_in, found['reference']))
+
+
+def test_more_originals_repeat_nothing(copied):
+    before = files(copied)
+    run(tiny(copied, originals='each', control=True, reference=True))
+    now = files(copied)
+    new = ['original-1', 'finetune-1', 'random_labels-1', *both('control-finetune', 'control-random_labels', 'reference')]
+    assert kinds(now.keys() - before.keys()) == sorted([*new, *measured(*new)]) and before.items() <= now.items()
+    run(tiny(copied, originals='each', seeds=3))
+    new = [f'{m}-2' for m in ('original', 'retrain', *RECIPES)]
+    assert kinds(files(copied).keys() - now.keys()) == sorted([*new, *measured(*new)])
+
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(originals='all'), "originals is 'all': pass 'one'.* or 'each'"), (dict(originals=2), 'originals is 2, a int: pass text'),
+    (dict(originals='each', original=torch.nn.Flatten()), "original= is a single one: leave original= out.*or pass originals='one'"),
+    (dict(control=1), 'control is 1, a int: pass True or False'), (dict(seeds=10_001), 'seeds is 10001: ask for at most 10,000')])
+def test_what_cannot_be_asked_for(tmp_path, wrong, says):
+    with pytest.raises(ValueError, match=says): tiny(tmp_path, **dict(dict(network='small'), **wrong))
+
+
+def test_controls_and_reference_are_no_methods(full):
+    study, results = full
+    methods = {'retrain', 'original', *study.recipes}
+    assert set(results.networks.method) == set(results.facts['titles']) == set(results.losses) == methods
+    assert set(results.quality.method) == methods - {'retrain'}
+    controls = {f'control-{m}' for m in study.recipes}
+    assert set(results.beside.method) == set(results.facts['beside']) == {'reference', *controls}
+    assert list(results.beside.columns) == list(results.networks.columns) and len(results.beside) == 2 * 4
+    assert set(results.answers) == methods | {'reference', *controls}
+    assert {'finetune', 'original'} <= set(summary(results).index) <= methods
+    plain = run(tiny(study.folder, recipes=study.recipes, originals='each'))
+    assert plain.networks.equals(results.networks) and plain.quality.equals(results.quality) and plain.beside.empty
+
+
+def test_answers_are_those_of_the_records_in_the_order_of_seeds(full):
+    study, results = full
+    for method, row in records(study).items():
+        answers = results.answers[method]
+        assert answers.seeds.tolist() == [0, 1]
+        for part in ('forget', 'test'):
+            labels = getattr(study.split, part).labels.numpy()
+            np.testing.assert_array_equal(answers.confidence[part], [statistic(a[part], labels) for a in row])
+            np.testing.assert_array_equal(answers.correct[part], [a[part].argmax(1) == labels for a in row])
+            frame = results.beside if method in set(results.beside.method) else results.networks
+            shown = frame.query('method == @method')[study_module.PARTS[part]]
+            assert shown.tolist() == pytest.approx((100 * answers.correct[part].mean(1)).tolist())
+
+
+def test_passes(full):
+    study, results = full
+    n, m = len(study.split.retain), len(study.split.forget)
+    passes = {k: set(v.passes) for k, v in [*results.networks.groupby('method'), *results.beside.groupby('method')]}
+    assert passes['retrain'] == passes['reference'] == {100} and passes['original'] == {100 * (n + m) / n}
+    assert passes['finetune'] == passes['control-finetune'] == {50}                  # one epoch of two
+    assert passes['still'] == {100 * m / (2 * n)}                     # a look at the forget images
+    given = tiny(study.folder, network='small', original=create_model('small', 10, 1, 8, 1))
+    assert np.isnan(study_module.passes_of(given)['original'])
+
+
+# Lost lineages
+
+def losing(monkeypatch, *lost):
+    trained = study_module.Maker.trained
+    def sometimes(self, split, task):
+        if (task.method, task.seed) in lost: raise FloatingPointError(f'{task.method} {task.seed} is nan')
+        return trained(self, split, task)
+    monkeypatch.setattr(study_module.Maker, 'trained', sometimes)
+
+
+def test_lost_network_takes_its_own_lineage_only(tmp_path, monkeypatch):
+    losing(monkeypatch, ('original', 1), ('retrain', 2))
+    results = run(tiny(tmp_path, recipes=STILL, seeds=3, originals='each', control=True))
+    assert set(results.failures) == {('original', 1), ('still', 1), ('retrain', 2), ('control-still', 2)}
+    assert 'original 1, from which it starts, is not there: original 1 is nan' in results.failures['still', 1]
+    assert {m: a.seeds.tolist() for m, a in results.answers.items()} == dict(
+        original=[0, 2], still=[0, 2], retrain=[0, 1]) | {'control-still': [0, 1]}
+    assert results.quality.method.tolist() == ['original'] * 2 + ['still'] * 2 and 'still' in summary(results).index
+
+
+@pytest.mark.parametrize('row, says', [('original', 'fewer than two original networks could be trained: original 0 is nan'),
+                                       ('retrain', 'fewer than two retrained networks could be trained: retrain 0 is nan')])
+def test_fewer_than_two_are_not_enough(tmp_path, monkeypatch, row, says):
+    losing(monkeypatch, (row, 0))
+    with pytest.raises(FloatingPointError, match=says): run(tiny(tmp_path, recipes=STILL, originals='each', control=True))
+
+
+def test_error_in_one_original_leaves_the_other_lineages(tmp_path, monkeypatch):
+    trained = study_module.Maker.trained
+    def broken(self, split, task):
+        if (task.method, task.seed) == ('original', 2): raise MemoryError('no room')
+        return trained(self, split, task)
+    monkeypatch.setattr(study_module.Maker, 'trained', broken)
+    with pytest.raises(RuntimeError, match=r'1 of the tasks failed[^(]*\n  original, seed 2: MemoryError: no room'):
+        run(tiny(tmp_path, recipes=STILL, seeds=3, originals='each'))
+    assert kinds(p.name for p in networks(tmp_path) if p.name.startswith('still')) == ['still-0', 'still-1']
+
+
+# What is kept of a network
+
+def as_earlier(folder):
+    """Records as they were written before: float32, and retrained networks without weights."""
+    for path in networks(folder):
+        arrays, header = read_arrays(path)
+        wanted = {k: a.astype(np.float32) for k, a in arrays.items() if k in study_module.PARTS or header['method'] == 'original'}
+        write_arrays(path, wanted, header)
+
+
+def test_records_of_earlier_code_are_read(copied, finished):
+    as_earlier(copied)
+    before = files(copied)
+    results = run(tiny(copied))
+    assert files(copied) == before
+    assert results.networks.equals(finished[1].networks) and results.quality.equals(finished[1].quality)
+
+
+def test_control_does_not_start_from_a_record_without_weights(copied, finished):
+    """It is made anew, with a word, and so is what was measured of it. Without a control it is used."""
+    as_earlier(copied)
+    before = files(copied)
+    with pytest.warns(UserWarning, match='retrain-000-.* has no weights, from which the control would start: it is set aside') as said:
+        results = run(tiny(copied, control=True))
+    now = files(copied)
+    assert len(said) == 1 and len(results.beside) == 4
+    assert {n.rsplit('-', 1)[0] for n in before if now[n] != before[n]} == {'retrain-000', 'measure-retrain-000'}
+    assert results.networks.drop(columns='seconds').equals(finished[1].networks.drop(columns='seconds'))
+
+
+def test_logits_are_half_precision_with_the_same_likeliest_class():
+    rng = np.random.default_rng(0)
+    z = (rng.normal(size=(20_000, 10)) * 10.0 ** rng.integers(-6, 6, (20_000, 1))).astype(np.float32)
+    z[:100, 1] = np.nextafter(z[:100, 0], np.float32(np.inf))  # as near as can be
+    kept = half(z)
+    assert kept.dtype == np.float16 and np.isfinite(kept).all() and kept.min() == -65504
+    assert (kept.argmax(1) == z.argmax(1)).all() and ((kept == 0) == (z == z.max(1, keepdims=True))).all()
+    np.testing.assert_array_equal(half(kept), kept)
+    near = z - z.max(1, keepdims=True)
+    np.testing.assert_allclose(kept, near.clip(-65504), rtol=2**-10, atol=1e-7)
+
+
+def test_of_many_retain_images_a_sample_is_measured(tmp_path, monkeypatch):
+    """The same of every network; what stands in an earlier record beyond it is not used."""
+    monkeypatch.setattr(study_module, 'SAMPLE', 100)
+    study = tiny(tmp_path)
+    results, n = run(study), len(study.split.retain)
+    rows = measured_rows(n)
+    assert len(rows) == 100 < n and (np.diff(rows) > 0).all() and (measured_rows(n) == rows).all() and rows[-1] > 100
+    assert results.facts['retain_measured'] == 100 and results.losses['finetune']['retain'].shape == (100,)
+    for path in networks(tmp_path):
+        arrays, header = read_arrays(path)
+        assert {part: (arrays[part].dtype, len(arrays[part])) for part in study_module.PARTS} == dict(
+            retain=(np.float16, 100), forget=(np.float16, len(study.split.forget)), test=(np.float16, 899))
+        shown = results.networks.query(f"method == '{header['method']}' and seed == {header['seed']}").RA.item()
+        assert shown == accuracy(arrays['retain'], study.split.retain.labels.numpy()[rows])
+    earlier = arrays | dict(retain=np.random.default_rng(0).normal(size=(n, 10)).astype(np.float32))
+    np.testing.assert_array_equal(logits_in(earlier, study.split)['retain'], half(earlier['retain'][rows]))
+    with pytest.raises(ValueError, match='samples is 150, with 100 retain'): replace(study, samples=150)
+
+
+def test_the_sample_is_the_same_everywhere():
+    assert measured_rows(45_000)[[0, 1, -1]].tolist() == [3, 6, 44998] and measured_rows(10_000).tolist() == list(range(10_000))
+
+
+def test_measurements_of_earlier_logits_are_not_mixed_with_others(finished):
+    of = next(iter(measurements(finished[0], network_tasks(finished[0]))))
+    earlier = Task(f'measure-{of.method}', of.seed, dict(of=of.key, samples=None))
+    assert measurements(finished[0], network_tasks(finished[0]))[of].key != earlier.key
+
+
+# From machine to machine
+
+def test_packed_study_computes_nothing_where_it_is_unpacked(full, tmp_path):
+    study, results = full
+    (file,) = pack(study.folder, tmp_path/'study.zip')
+    unpack(file, tmp_path/'there')
+    before = files(tmp_path/'there')
+    same = lambda p: p.read_bytes() == (Path(study.folder)/p.name).read_bytes()
+    assert len(before) == len(list(Path(study.folder).glob('*.safetensors'))) - 1 and all(map(same, (tmp_path/'there').iterdir()))
+    again = run(replace(study, folder=tmp_path/'there'))
+    assert before.items() <= files(tmp_path/'there').items() and len(files(tmp_path/'there')) == len(before) + 1  # the split
+    assert again.networks.equals(results.networks) and again.beside.equals(results.beside)
+
+
+def test_only_records_are_packed_and_the_split_where_asked_for(copied, tmp_path):
+    for name in ('finetune-000-0123456789abcdef.claim', 'retrain-000-0123456789abcdef.checkpoint', 'x.safetensors.damaged', 'notes.txt'): (copied/name).touch()
+    names = lambda **kw: set(zipfile.ZipFile(pack(copied, tmp_path/'a.zip', **kw)[0]).namelist())
+    assert names(split=True) == {p.name for p in copied.glob('*.safetensors')}
+    assert names(split=True) - names() == {next(copied.glob('split-*')).name}
+    unpack(pack(copied, tmp_path/'a.zip', split=True)[0], tmp_path/'there')
+    before = files(tmp_path/'there')
+    run(tiny(tmp_path/'there'))
+    assert files(tmp_path/'there') == before
+    (tmp_path/'none').mkdir()
+    with pytest.raises(ValueError, match='holds no records'): pack(tmp_path/'none', tmp_path/'b.zip')
+
+
+def test_packed_in_several_files(copied, tmp_path):
+    most = 2_000_000
+    paths = pack(copied, tmp_path/'a.zip', most=most)
+    assert [p.name for p in paths] == ['a.zip', *(f'a-{i}.zip' for i in range(2, len(paths) + 1))] and len(paths) > 1
+    assert all(p.stat().st_size <= most for p in paths) and sum(p.stat().st_size for p in paths) > most
+    for path in reversed(paths): unpack(path, tmp_path/'there')
+    assert {p.name for p in (tmp_path/'there').iterdir()} == {p.name for p in copied.glob('*.safetensors') if not p.name.startswith('split')}
+    with pytest.raises(ValueError, match='alone takes .* bytes: ask for at least so many'): pack(copied, tmp_path/'b.zip', most=100_000)
+
+
+def test_unpacking_keeps_what_is_whole_and_replaces_what_is_not(copied, tmp_path):
+    (file,) = pack(copied, tmp_path/'a.zip')
+    gone, bad, *_ = sorted(copied.glob('finetune-*'))
+    data = bad.read_bytes()
+    gone.unlink()
+    bad.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    before = files(copied)
+    unpack(file, copied)
+    now = files(copied)
+    assert {n for n in now if now[n] != before.get(n)} == {gone.name, bad.name} and bad.read_bytes() == data
+
+
+def small_pack(tmp_path):
+    store = Store(tmp_path/'small')
+    for k in range(3): store.save(Task('row', k, {}), {'a': np.arange(4)}, {})
+    return pack(tmp_path/'small', tmp_path/'small.zip')[0], {p.name: p.read_bytes() for p in (tmp_path/'small').iterdir()}
+
+
+def test_flipped_bit_is_noticed(tmp_path):
+    """Wherever it is: nothing is unpacked but what was packed, and a record that is missing is named."""
+    file, want = small_pack(tmp_path)
+    data, missed = file.read_bytes(), 0
+    for at in range(0, len(data), 5):
+        (bad := tmp_path/'bad.zip').write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1:])
+        there, raised = tmp_path/f'there{at}', False
+        try: unpack(bad, there)
+        except ValueError: raised = True
+        found = {p.name: p.read_bytes() for p in there.iterdir()} if there.exists() else {}
+        assert found.items() <= want.items() and (raised or found == want), at
+        missed += not raised
+    assert missed < len(data) / 5 / 3  # dates and the like, which nobody reads
+
+
+def test_damaged_record_is_named_and_the_others_arrive(tmp_path):
+    file, want = small_pack(tmp_path)
+    data, first = bytearray(file.read_bytes()), sorted(want)[0]
+    data[data.index(want[first]) + len(want[first]) - 1] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=f'small.zip is damaged in 1 of 3 records.*{first}'): unpack(file, tmp_path/'there')
+    assert {p.name: p.read_bytes() for p in (tmp_path/'there').iterdir()} == {n: d for n, d in want.items() if n != first}
+
+
+def test_record_that_was_damaged_before_it_was_zipped_is_noticed(tmp_path):
+    """zip's own checksum knows nothing of that."""
+    file, want = small_pack(tmp_path)
+    first = sorted(want)[0]
+    with zipfile.ZipFile(file, 'w') as z:
+        z.writestr(first, want[first][:-1] + bytes([want[first][-1] ^ 1]))
+        z.comment = listing(z)
+    with pytest.raises(ValueError, match='its checksum belongs to other content'): unpack(file, tmp_path/'there')
+    assert not list((tmp_path/'there').iterdir())
+    (path := tmp_path/'small'/first).write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=f'{first} is left out'): (file,) = pack(tmp_path/'small', file)
+    assert sorted(zipfile.ZipFile(file).namelist()) == sorted(want)[1:]
+
+
+@pytest.mark.parametrize('name', ['../row-000-0123456789abcdef.safetensors', '/tmp/row-000-0123456789abcdef.safetensors', 'a/row-000-0123456789abcdef.safetensors',
+                                  'row-000-0123456789abcdef.claim', '..', 'row.safetensors'])
+def test_name_that_leads_out_of_the_folder_is_refused(tmp_path, name):
+    file, want = small_pack(tmp_path)
+    with zipfile.ZipFile(file, 'a') as z:
+        z.writestr(name, list(want.values())[0])
+        z.comment = listing(z)
+    with pytest.raises(ValueError, match='which is no record.s name: nothing was unpacked'): unpack(file, tmp_path/'in'/'there')
+    assert not (tmp_path/'in').exists() or not list((tmp_path/'in').rglob('*.*'))
+
+
+def test_what_is_no_zip_file_is_refused(tmp_path):
+    (tmp_path/'a.zip').write_text('no zip file')
+    with pytest.raises(ValueError, match='a.zip is damaged, or no file of `pack`'): unpack(tmp_path/'a.zip', tmp_path/'there')
+
+
+def test_what_a_gpu_has_computed_is_read_without_one(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    on_gpu, store = tiny(tmp_path, device='cuda'), Store(tmp_path)
+    with pytest.raises(ValueError, match='torch finds no GPU here'): run(on_gpu)
+    for m, row in network_tasks(finished[0]).items():
+        for t, there in zip(row, network_tasks(on_gpu)[m]): store.save(there, *Store(finished[0].folder).load(t))
+    assert run(on_gpu).networks.equals(finished[1].networks)

@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT', 'FIRST_SEED',
-           'EMULATES', 'MEASURE_COST', 'FORM', 'RECORD', 'SPLIT', 'with_tensors', 'skeleton', 'with_weights',
-           'drawn_anew', 'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of', 'check_types',
-           'checked_training', 'settled_recipe', 'Study', 'asked', 'check_numbers', 'check_device', 'check_originals',
-           'check_rows', 'cost_of', 'recipe_settings', 'training_settings', 'original_task', 'retrain_task',
-           'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split', 'measured_rows',
-           'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup',
-           'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer', 'measurements', 'Results', 'Answers',
-           'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of',
-           'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of',
-           'collect', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first', 'without_original', 'orphans',
-           'too_few_retrained', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'unpack']
+           'EMULATES', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE', 'with_tensors', 'skeleton',
+           'with_weights', 'drawn_anew', 'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of',
+           'check_types', 'checked_training', 'settled_recipe', 'Study', 'asked', 'check_numbers', 'check_device',
+           'check_originals', 'check_rows', 'cost_of', 'recipe_settings', 'training_settings', 'original_task',
+           'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split',
+           'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in',
+           'training_seed', 'Setup', 'Maker', 'in_bfloat16', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer',
+           'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced',
+           'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed',
+           'is_beside', 'frames', 'separation_of', 'collect', 'look', 'refuse_without_gpu', 'refuse_weightless',
+           'trained_first', 'without_original', 'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged',
+           'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
-import copy, inspect, os, re, shutil, socket, time, warnings, zipfile
+import copy, errno, inspect, os, re, shutil, socket, time, warnings, zipfile
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -254,8 +255,8 @@ SAMPLE = 10_000  # retain images on which a network is measured: all, or so many
 
 # %% ../nbs/81_study.ipynb #95801767
 def check_device(study):
-    kind = study.device.split(":")[0]
-    if kind not in ("cpu", "cuda"): raise ValueError(f"device is {study.device!r}: use 'cpu' or 'cuda'")
+    if study.device.split(":")[0] in ("cpu", "cuda"): return
+    raise ValueError(f"device is {study.device!r}: use 'cpu' or 'cuda'")
 
 def check_originals(study):
     if study.originals not in ("one", "each"):
@@ -265,6 +266,7 @@ def check_originals(study):
     raise ValueError("originals='each' unlearns K originals, and original= is a single one: leave original= out, and "
                      "the study trains all K, or pass originals='one', and the given one is unlearned K times")
 
+# %% ../nbs/81_study.ipynb #83596837
 CONTROL = "control-"  # the row of a control is that of its recipe with this before it
 
 def check_rows(study):
@@ -286,6 +288,7 @@ def recipe_settings(recipe) -> dict:
 def _tested(split):  # forward passes, without the backward one
     return (min(len(split.retain), SAMPLE) + len(split.forget) + len(split.test)) / 3
 
+# %% ../nbs/81_study.ipynb #d1dccae6
 def training_settings(study):
     "What determines a network that the study trains."
     training, split = describe(study.training), study.split.fingerprint
@@ -293,8 +296,9 @@ def training_settings(study):
 
 def original_task(study: Study) -> Task:
     "The task of the original, or of the first of several."
-    split, where = study.split, dict(split=study.split.fingerprint, device=study.device)
-    if study.original is not None: return Task("original", 0, where | describe(study.original), _tested(split))
+    split, given = study.split, study.original is not None
+    where = dict(split=split.fingerprint, device=study.device)
+    if given: return Task("original", 0, where | describe(study.original), _tested(split))
     return Task("original", 0, training_settings(study), study.training.epochs * len(split.train) + _tested(split))
 
 def retrain_task(study: Study) -> Task:
@@ -302,7 +306,7 @@ def retrain_task(study: Study) -> Task:
     cost = study.training.epochs * len(study.split.retain) + _tested(study.split)
     return Task("retrain", 0, training_settings(study), cost)
 
-# %% ../nbs/81_study.ipynb #d1dccae6
+# %% ../nbs/81_study.ipynb #26ffc0dc
 def unlearning_tasks(study, name, recipe, starts) -> list:  # K tasks, in the order of seeds
     "A recipe on each of some networks, or K times on the first of them."
     starts = starts if study.originals == "each" else study.seeds * starts[:1]
@@ -310,7 +314,7 @@ def unlearning_tasks(study, name, recipe, starts) -> list:  # K tasks, in the or
     return [Task(name, k, {start.method: start.key, "recipe": settings}, cost) for k, start in enumerate(starts)]
 
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
-    "The networks of a study: originals, K retrained, K for each recipe; its controls and the reference, where asked for."
+    "The networks of a study: originals, K retrained, K for each recipe; controls and reference, where asked for."
     first, retrained = original_task(study), retrain_task(study)
     def row(task): return [replace(task, seed=k) for k in range(study.seeds)]
     tasks = {"retrain": row(retrained), "original": row(first) if study.originals == "each" else [first]}
@@ -383,6 +387,7 @@ def measured_parts(split) -> dict:  # part: its images
     return {part: split.retain[measured_rows(len(split.retain))] if part == "retain" else getattr(split, part)
             for part in PARTS}
 
+# %% ../nbs/81_study.ipynb #82615e11
 LEAST, STEP = -65504, np.finfo(np.float16).smallest_subnormal  # float16: its lowest number; from 0 to the next one
 
 def half(z) -> np.ndarray:  # (n, classes), float16
@@ -418,7 +423,9 @@ def weights_in(arrays) -> dict:
 # %% ../nbs/81_study.ipynb #05895964
 FIRST_SEED = dict(retrain=1, original=10_000, reference=20_000)
 
-def training_seed(task) -> int: return 0 if (task.method, task.seed) == ("original", 0) else FIRST_SEED[task.method] + task.seed
+def training_seed(task) -> int:
+    first = (task.method, task.seed) == ("original", 0)
+    return 0 if first else FIRST_SEED[task.method] + task.seed
 
 # %% ../nbs/81_study.ipynb #6d5269fd
 @dataclass(frozen=True)
@@ -448,6 +455,13 @@ class Maker(Setup):
 
     def recipe(self, task): return self.recipes.get(task.method.removeprefix(CONTROL))
 
+    def start(self, task):
+        "The network from which an unlearning starts."
+        control = task.method.startswith(CONTROL)
+        plan, first = (self.plan, self.retrained) if control else (self.of_original, self.original)
+        start = replace(first, seed=task.seed if self.each else 0)
+        return plan.filled(weights_in(self.store.load(start)[0]))
+
     def trained(self, split, task):
         images, seed = split.train if task.method == "original" else split.retain, training_seed(task)
         model = self.plan.fresh(seed)
@@ -456,17 +470,17 @@ class Maker(Setup):
         return model, sum(epoch["seconds"] for epoch in history)
 
     def unlearned(self, split, task):
-        control = task.method.startswith(CONTROL)
-        plan, first = (self.plan, self.retrained) if control else (self.of_original, self.original)
-        start = replace(first, seed=task.seed if self.each else 0)
-        model = plan.filled(weights_in(self.store.load(start)[0]))
+        model = self.start(task)
         return timed(lambda: run_recipe(model, split, self.recipe(task), task.seed).student, self.device)
 
     def refuse_emulation(self, task):
-        if not self.natively or native_bfloat16(): return
-        phases = recipe.phases if (recipe := self.recipe(task)) else [self]
-        if any(p.training.precision == "bfloat16" for p in phases if hasattr(p, "training")):
+        if self.natively and not native_bfloat16() and in_bfloat16(self.recipe(task) or self):
             raise Unfit(EMULATES.format(socket.gethostname()))
+
+def in_bfloat16(works) -> bool:
+    "Whether a recipe, or what has a training, trains in bfloat16."
+    phases = getattr(works, "phases", [works])
+    return any(p.training.precision == "bfloat16" for p in phases if hasattr(p, "training"))
 
 EMULATES = ("the worker on {} has a CPU without instructions for bfloat16, in which this study trains: take that machine "
             "from the cluster, or begin the study with precision=\"float32\"; what is finished is kept")
@@ -495,7 +509,6 @@ def maker(study: Study, split_path, store, original) -> Maker:
                  study.originals == "each", plan, study.device, natively)
 
 # %% ../nbs/81_study.ipynb #3d8e9a60
-MEASURE_COST = 5000  # at most: an attack takes about as long as training on its shadow images of one side
 FORM = f"float16, at most {SAMPLE} of retain"  # of the logits: earlier measurements were made from others
 
 def measured_labels(split) -> dict: return {part: i.labels.cpu().numpy() for part, i in measured_parts(split).items()}
@@ -516,6 +529,9 @@ class Measurer:
         if (truth := split.forget.truth) is not None: scores["UA_true"] = accuracy(arrays["forget"], truth.numpy())
         return {}, scores | svc_mia(*pairs["retain"], *pairs["test"], *pairs["forget"], samples=self.samples)
 
+# %% ../nbs/81_study.ipynb #08a758af
+MEASURE_COST = 5000  # at most: an attack takes about as long as training on its shadow images of one side
+
 def measurements(study: Study, tasks: dict) -> dict:  # a network's task: the task of measuring it
     cost = min(MEASURE_COST, study.samples or len(study.split.test))
     truth = {} if study.split.forget.truth is None else {"truth": True}  # what is measured besides
@@ -528,14 +544,14 @@ def measurements(study: Study, tasks: dict) -> dict:  # a network's task: the ta
 class Results:
     "What a study found."
     networks: pd.DataFrame   # a row for each network: method, seed, RA, TA, UA (UA_true: against the true labels, where
-                             # the split knows them), the five attacks (all percent), seconds, passes: of images, forward
-                             # and backward, in percent of a retraining's (NaN of an original that was given)
+                             # the split knows them), the five attacks (all percent), seconds, passes: of images,
+                             # forward and backward, in percent of a retraining's (NaN of a given original)
     quality: pd.DataFrame    # a row for each method and protocol: F, ceiling, ceiling_sd, total
     separation: pd.DataFrame # a row for each retrained network and original: AUC between parts, percent
     losses: dict             # method: {"retain", "forget", "test"}: cross-entropy of each image under its first seed
     facts: dict              # titles of the rows, data, sizes, K, settings, hardware, versions
     failures: dict           # (method, seed): why
-    beside: pd.DataFrame     # `networks` of what is no method: rows "control-…" and "reference"; titles: facts["beside"]
+    beside: pd.DataFrame     # `networks` of what is no method: "control-…", "reference"; titles: facts["beside"]
     answers: dict            # row (those of `beside` too): its `Answers`
 
 # %% ../nbs/81_study.ipynb #f6b10ee7
@@ -587,6 +603,7 @@ def reduced(task, measured, store, split, labels) -> Reduced:
     correct = {part: arrays[part].argmax(1) == labels[part] for part in PARTS}
     return Reduced(task, row, values, correct, facts["environment"])
 
+# %% ../nbs/81_study.ipynb #076df91f
 def answers_of(row) -> Answers:  # of a list of `Reduced`
     stacked = lambda name: {part: np.stack([getattr(r, name)[part] for r in row]) for part in ("forget", "test")}
     return Answers(np.array([r.task.seed for r in row]), stacked("values"), stacked("correct"))
@@ -596,7 +613,7 @@ def by_method(records) -> dict:
     for r in records: found.setdefault(r.task.method, []).append(r)
     return found
 
-# %% ../nbs/81_study.ipynb #076df91f
+# %% ../nbs/81_study.ipynb #09aa61dd
 def name_of(network):
     return network if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
 
@@ -605,6 +622,7 @@ def titles(study) -> dict:  # name of the row: what tables call it
     named = {row: recipe.title or row if row == recipe.name else row for row, recipe in study.recipes.items()}
     return {"retrain": "Retrain", **named, "original": "No Unlearning"}
 
+# %% ../nbs/81_study.ipynb #b478bb63
 def titles_beside(study) -> dict:
     "Titles of the rows that are no methods."
     called = titles(study)
@@ -650,10 +668,12 @@ def frames(study, records) -> tuple:
 def separation_of(records) -> pd.DataFrame:
     return pd.DataFrame([dict(method=r.task.method, seed=r.task.seed, **separations(r.values)) for r in records])
 
+# %% ../nbs/81_study.ipynb #fc262e94
 def collect(study, tasks, measured, store, failures) -> Results:
     "The frames of a study, from the records in its folder."
     split, labels = study.split, measured_labels(study.split)
-    records = [reduced(t, measured[t], store, split, labels) for row in tasks.values() for t in row if t not in failures]
+    there = [t for row in tasks.values() for t in row if t not in failures]
+    records = [reduced(t, measured[t], store, split, labels) for t in there]
     (networks, beside), rows = frames(study, records), by_method(records)
     answers, methods = {m: answers_of(row) for m, row in rows.items()}, [m for m in rows if not is_beside(m)]
     separation = separation_of(rows["retrain"] + rows["original"])
@@ -671,6 +691,7 @@ def look(study):
     smallest = min(2, study.training.batch_size, len(study.split.retain))
     look_before(model, study.split, study.recipes.values(), smallest, trained)
 
+# %% ../nbs/81_study.ipynb #b7d14abe
 def refuse_without_gpu(study, tasks, store):
     "What a GPU has computed can be read anywhere."
     if study.device == "cpu" or study.scheduler or torch.cuda.is_available(): return
@@ -686,6 +707,7 @@ def refuse_weightless(study, tasks, measured, store):
         set_aside(store.path(t), f"{store.path(t)} has no weights, from which the control would start")
         store.path(measured[t]).unlink(missing_ok=True)  # on another machine, it may become another network
 
+# %% ../nbs/81_study.ipynb #478cd785
 def trained_first(study, tasks, run, make) -> dict:
     "The originals and the retrained networks. Returns those that were lost."
     original = tasks["original"]
@@ -694,7 +716,7 @@ def trained_first(study, tasks, run, make) -> dict:
     here = study.device if torch.cuda.is_available() else "cpu"
     return run(original, Given(study.original, study.split.to(here)), 1, "") | run(tasks["retrain"], make)
 
-# %% ../nbs/81_study.ipynb #b7d14abe
+# %% ../nbs/81_study.ipynb #403ddd2c
 def without_original(tasks, failures, broken):
     "Nothing can be unlearned without it; of several, two are enough."
     row = tasks["original"]
@@ -703,17 +725,20 @@ def without_original(tasks, failures, broken):
     which = "the original network could not" if len(row) == 1 else "fewer than two original networks could"
     raise FloatingPointError(f"{which} be trained: {next(failures[t] for t in row if t in failures)}")
 
-def orphans(tasks, failures, broken) -> dict:
-    "What cannot be made because the network that it would start from was not: why."
-    starts = {t.key: t for method in KEPT for t in tasks[method] if t in failures or t in broken}
-    from_ = {t: next((t.settings[m] for m in KEPT if m in t.settings), None) for row in tasks.values() for t in row}
-    why = lambda start: f"{start.method} {start.seed}, from which it starts, is not there: {failures.get(start, 'an error')}"
-    return {t: why(starts[key]) for t, key in from_.items() if key in starts}
-
 def too_few_retrained(tasks, failures):
     if len(tasks["retrain"]) - sum(t.method == "retrain" for t in failures) >= 2: return
     why = next(why for t, why in failures.items() if t.method == "retrain")
     raise FloatingPointError(f"fewer than two retrained networks could be trained: {why}")
+
+# %% ../nbs/81_study.ipynb #ccc9b8e2
+ORPHAN = "{} {}, from which it starts, is not there: {}"
+
+def orphans(tasks, failures, broken) -> dict:
+    "What cannot be made because the network that it would start from was not: why."
+    starts = {t.key: t for method in KEPT for t in tasks[method] if t in failures or t in broken}
+    from_ = {t: next((t.settings[m] for m in KEPT if m in t.settings), None) for row in tasks.values() for t in row}
+    why = {key: ORPHAN.format(t.method, t.seed, failures.get(t, "an error")) for key, t in starts.items()}
+    return {t: why[key] for t, key in from_.items() if key in why}
 
 # %% ../nbs/81_study.ipynb #0d8c7259
 def run_study(
@@ -754,18 +779,21 @@ def undamaged(path) -> bool:
     except Exception as e: return warnings.warn(f"{path.name} is left out: {e}")
     return True
 
+# %% ../nbs/81_study.ipynb #75fbc635
 def in_loads(paths, most) -> list:  # of lists
     "Paths in loads whose zip files have at most `most` bytes."
     loads, room = [[]], most - 200
     for path in paths:
         size = path.stat().st_size + 2 * len(path.name.encode()) + 200  # what zip writes about a file
-        if size > most - 200: raise ValueError(f"{path.name} alone takes {size + 200:,} bytes: ask for at least so many")
+        if size > most - 200: raise ValueError(ALONE.format(path.name, size + 200))
         if size > room: loads, room = [*loads, []], most - 200
         loads[-1].append(path)
         room -= size
     return loads
 
-# %% ../nbs/81_study.ipynb #75fbc635
+ALONE = "{} alone takes {:,} bytes: ask for at least so many"
+
+# %% ../nbs/81_study.ipynb #6e4ea45d
 def pack(
     folder,        # of a study
     file,          # to be written: study.zip
@@ -773,17 +801,20 @@ def pack(
     split=False,   # whether the images go with them
 ) -> list:         # paths of the files
     "A study's records in one zip file, or in several. Damaged ones are left out, with a warning."
-    wanted = (RECORD, SPLIT) if split else (RECORD,)
-    paths = [p for p in sorted(Path(folder).iterdir()) if any(kind.fullmatch(p.name) for kind in wanted)]
+    wanted = lambda name: RECORD.fullmatch(name) or split and SPLIT.fullmatch(name)
+    paths = [p for p in sorted(Path(folder).iterdir()) if wanted(p.name)]
     if not paths: raise ValueError(f"{folder} holds no records: pass the folder of a study")
     loads, file = in_loads(filter(undamaged, paths), most), Path(file)
     files = [file if i == 1 else file.with_stem(f"{file.stem}-{i}") for i in range(1, len(loads) + 1)]
     for load, path in zip(loads, files):
         with write_whole(path) as part, zipfile.ZipFile(part, "w", strict_timestamps=False) as archive:
             for record in load: archive.write(record, record.name)
+            archive.comment = listing(archive)
     return files
 
-# %% ../nbs/81_study.ipynb #6e4ea45d
+def listing(archive): return hash_of(archive.namelist()).encode()  # or one flipped bit could hide a record
+
+# %% ../nbs/81_study.ipynb #df42dcee
 def _there(path) -> bool:
     try: return path.exists() and not refuse_damaged(path, path.name)
     except OSError: raise
@@ -799,14 +830,19 @@ def _unpacked(archive, name, store):
             with write_whole(path) as part:
                 with archive.open(name) as source, open(part, "wb") as copied: shutil.copyfileobj(source, copied)
                 refuse_damaged(part, name)
-        except OSError: raise
-        except Exception as e: return f"{name} ({type(e).__name__}: {e})"
+        except Exception as e:
+            if isinstance(e, OSError) and e.errno != errno.EINVAL: raise  # EINVAL: a damaged offset
+            return f"{name} ({type(e).__name__}: {e})"
 
+# %% ../nbs/81_study.ipynb #0046cd63
 def _opened(file):
-    try: return zipfile.ZipFile(file)
-    except zipfile.BadZipFile as e: raise ValueError(f"{file} is damaged, or no file of `pack` ({e}): carry it again") from e
+    try:
+        archive = zipfile.ZipFile(file)
+        if archive.comment == listing(archive): return archive
+        raise ValueError("its list of records is another")
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as e:
+        raise ValueError(f"{file} is damaged, or no file of `pack` ({e}): carry it again") from e
 
-# %% ../nbs/81_study.ipynb #df42dcee
 def unpack(file, folder):
     "Put the records of a file of `pack` into a folder. Whole ones that are there stay. `ValueError` names the damaged."
     with _opened(file) as archive:
