@@ -10,7 +10,7 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'MOST', 'SAMPLE', 'CONTROL', 'PART
            'check_originals', 'check_rows', 'cost_of', 'recipe_settings', 'training_settings', 'original_task',
            'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split',
            'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in',
-           'training_seed', 'Setup', 'Maker', 'in_bfloat16', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer',
+           'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer',
            'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced',
            'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed',
            'is_beside', 'frames', 'separation_of', 'collect', 'look', 'refuse_without_gpu', 'refuse_weightless',
@@ -443,16 +443,6 @@ class Setup:
     device: str
     natively: bool        # the study was begun on a CPU that multiplies bfloat16 itself
 
-# %% ../nbs/81_study.ipynb #276fcbc0
-class Maker(Setup):
-    "Makes any network of a study, in whatever process it finds itself."
-    def __call__(self, task):
-        self.refuse_emulation(task)
-        split = split_in(self.split_path, self.device)
-        model, seconds = (self.unlearned if self.recipe(task) else self.trained)(split, task)
-        weights = weights_of(model) if task.method in KEPT else {}
-        return logits_of(model, split) | weights, {"seconds": seconds}
-
     def recipe(self, task): return self.recipes.get(task.method.removeprefix(CONTROL))
 
     def start(self, task):
@@ -461,6 +451,25 @@ class Maker(Setup):
         plan, first = (self.plan, self.retrained) if control else (self.of_original, self.original)
         start = replace(first, seed=task.seed if self.each else 0)
         return plan.filled(weights_in(self.store.load(start)[0]))
+
+# %% ../nbs/81_study.ipynb #276fcbc0
+def in_bfloat16(works) -> bool:
+    "Whether a recipe, or what has a training, trains in bfloat16."
+    phases = getattr(works, "phases", [works])
+    return any(p.training.precision == "bfloat16" for p in phases if hasattr(p, "training"))
+
+EMULATES = ("the worker on {} has a CPU without instructions for bfloat16, in which this study trains: take that "
+            "machine from the cluster, or begin the study with precision=\"float32\"; what is finished is kept")
+
+# %% ../nbs/81_study.ipynb #a692c5ab
+class Maker(Setup):
+    "Makes any network of a study, in whatever process it finds itself."
+    def __call__(self, task):
+        self.refuse_emulation(task)
+        split = split_in(self.split_path, self.device)
+        model, seconds = (self.unlearned if self.recipe(task) else self.trained)(split, task)
+        weights = weights_of(model) if task.method in KEPT else {}
+        return logits_of(model, split) | weights, {"seconds": seconds}
 
     def trained(self, split, task):
         images, seed = split.train if task.method == "original" else split.retain, training_seed(task)
@@ -476,14 +485,6 @@ class Maker(Setup):
     def refuse_emulation(self, task):
         if self.natively and not native_bfloat16() and in_bfloat16(self.recipe(task) or self):
             raise Unfit(EMULATES.format(socket.gethostname()))
-
-def in_bfloat16(works) -> bool:
-    "Whether a recipe, or what has a training, trains in bfloat16."
-    phases = getattr(works, "phases", [works])
-    return any(p.training.precision == "bfloat16" for p in phases if hasattr(p, "training"))
-
-EMULATES = ("the worker on {} has a CPU without instructions for bfloat16, in which this study trains: take that machine "
-            "from the cluster, or begin the study with precision=\"float32\"; what is finished is kept")
 
 # %% ../nbs/81_study.ipynb #8652dcda
 def timed(work, device) -> tuple:  # what it gives; seconds of this process, or of the clock on a GPU
