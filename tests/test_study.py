@@ -631,6 +631,8 @@ def test_records_of_earlier_code_are_read(copied, finished):
     results = run(tiny(copied))
     assert files(copied) == before
     assert results.networks.equals(finished[1].networks) and results.quality.equals(finished[1].quality)
+    for method, answers in finished[1].answers.items():
+        for part in ('forget', 'test'): np.testing.assert_array_equal(results.answers[method].confidence[part], answers.confidence[part])
 
 
 def test_control_does_not_start_from_a_record_without_weights(copied, finished):
