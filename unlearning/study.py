@@ -558,10 +558,10 @@ class Results:
 # %% ../nbs/81_study.ipynb #f6b10ee7
 @dataclass(frozen=True, eq=False)
 class Answers:
-    "What the K networks of a row say of n forget and of n test images."
+    "What the K networks of a row say of the images of each part."
     seeds: np.ndarray  # (K,): of each network, ascending
-    confidence: dict   # "forget", "test": (K, n) logit-scaled confidence, float64
-    correct: dict      # "forget", "test": (K, n) whether the likeliest class is the label
+    confidence: dict   # of each part: (K, n) logit-scaled confidence, float64
+    correct: dict      # of each part: (K, n) whether the likeliest class is the label
 
 # %% ../nbs/81_study.ipynb #5e11a702
 def _qualities(method, values, study, mean, retrained):
@@ -606,7 +606,7 @@ def reduced(task, measured, store, split, labels) -> Reduced:
 
 # %% ../nbs/81_study.ipynb #076df91f
 def answers_of(row) -> Answers:  # of a list of `Reduced`
-    stacked = lambda name: {part: np.stack([getattr(r, name)[part] for r in row]) for part in ("forget", "test")}
+    stacked = lambda name: {part: np.stack([getattr(r, name)[part] for r in row]) for part in PARTS}
     return Answers(np.array([r.task.seed for r in row]), stacked("values"), stacked("correct"))
 
 def by_method(records) -> dict:
