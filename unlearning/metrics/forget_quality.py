@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'PROTOCOLS', 'statistic', 'epsilon_table', 'single', 'interval', 'gaussian', 'epsilons', 'Protocol',
-           'image_scores', 'ForgetQuality', 'forget_quality', 'total_score']
+           'image_scores', 'ForgetQuality', 'forget_quality', 'Interval', 'quality_interval', 'total_score']
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #f74e1444
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import logsumexp, stdtrit
 from .accuracy import check_logits
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #f84a68c5
@@ -185,6 +186,41 @@ def forget_quality(
     null = [measure(*deal)[1].mean() for deal in deals] or [np.nan]
     eps, scores = measure(unlearned, retrained)
     return ForgetQuality(float(scores.mean()), float(np.mean(null)), float(np.std(null)), eps, scores)
+
+# %% ../../nbs/metrics/72_forget_quality.ipynb #fa23d2ee
+class Interval(NamedTuple):
+    "A value, and the ends of its 95 % interval."
+    value: float
+    low: float
+    high: float
+    def __str__(self):
+        return "–" if np.isnan(self.value) else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+# %% ../../nbs/metrics/72_forget_quality.ipynb #743b6497
+def _half_width(variances, df):
+    "Of a 95 % interval, from independent parts of a variance with their degrees of freedom (Welch and Satterthwaite)."
+    v = np.array(variances)
+    if not v.any(): return 0.
+    return float(np.sqrt(v.sum()) * stdtrit(v.sum()**2 / (v**2 / df).sum(), 0.975))
+
+# %% ../../nbs/metrics/72_forget_quality.ipynb #85a3acce
+def quality_interval(
+    unlearned,         # (K_U, n) `statistic`, as for `forget_quality`; four networks at least
+    retrained,         # (K_R, n)
+    protocol="paper",  # "paper" or "challenge", or a `Protocol`
+    attacks=None,      # families of attacks instead of the protocol's
+)->Interval:           # F with its interval, over networks and images
+    "95 % interval of F at this K: of other networks and other images of the same kind."
+    p, sides = _as_protocol(protocol), _check_values(unlearned, retrained)
+    K = [len(x) for x in sides]
+    if min(K) < 4: raise ValueError(f"{K[0]} unlearned and {K[1]} retrained networks: an interval needs 4 of each")
+    families, buckets = p.attacks if attacks is None else attacks, p.buckets(min(K))
+    def scores(u, r): return image_scores(epsilons(u, r, p.delta, families), buckets)
+    def without(side, k): return scores(*(np.delete(x, k, 0) if i == side else x for i, x in enumerate(sides))).mean()
+    F = scores(*sides)
+    networks = [(k - 1) * np.var([without(side, i) for i in range(k)]) for side, k in enumerate(K)]
+    half = _half_width([*networks, F.var(ddof=1) / len(F)], [K[0] - 1, K[1] - 1, len(F) - 1])
+    return Interval(float(F.mean()), max(0., float(F.mean()) - half), min(1., float(F.mean()) + half))
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #24d9634b
 def total_score(
