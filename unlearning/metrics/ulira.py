@@ -48,6 +48,8 @@ class ULira:
     tpr_01: float                             # at 0.1 % FPR
     by_image: np.ndarray = field(repr=False)  # (n,) accuracy of each image
 
+    def __str__(self): return f"{self.accuracy:.1f} % right, {self.tpr_1:.2f} % found at 1 % FPR, {self.tpr_01:.2f} % at 0.1 %"
+
 def _checked(first, second, names, least):
     "Both as float64 (K, n) of the same images."
     a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
