@@ -99,7 +99,8 @@ def test_the_intervals_hold_the_truth(scene, K, by):
 @pytest.mark.parametrize('scene', ['quiet', 'cancel', 'wrecks_control', 'alike', 'weak'])
 def test_the_intervals_hold_the_truth_in_every_trap(scene, K, by):
     got, known = held(scene, by, K)
-    assert all(92 <= share <= 98.5 for share in got.values()), got
+    most = 99 if K == 4 else 98  # few networks that hardly differ are taken for few that might: on the wide side
+    assert all(92 <= share <= most for share in got.values()), got
     if scene == 'weak': assert known < 50
 
 
@@ -232,6 +233,33 @@ def test_a_lineage_adds_what_is_missing_without_it():
             np.testing.assert_allclose(A[row, k], 6 * whole - 5 * without, atol=1e-12)
         for row, whole, without in ((0, 0, chance(U, c) - chance(U, C)), (1, 0, chance(O, r) - chance(O, R)), (2, chance(C, R, True), chance(c, r, True))):
             np.testing.assert_allclose(B[row, k], 6 * whole - 5 * without, atol=1e-12)
+
+
+def test_children_of_one_retrained_network_are_compared_with_it():
+    c, r = np.random.default_rng(0).normal(size=(2, 6, 9))
+    np.testing.assert_array_equal(ml._above_own(c, r[:1]), np.sign(c - r[:1]) / 2)
+
+
+@pytest.mark.parametrize('by', ['correctness', 'auc'])
+def test_the_swing_is_the_largest_change_when_a_lineage_is_left_out(by):
+    O, R, U, C = answers([x[0] for x in draw(np.random.default_rng(2), 1, 6, 80, PLAIN)][:4], by)
+    Rt = np.array([[0., 1.]] * 6)
+    def memory(O, R, U, C): return slow(*[x.tolist() for x in (O, R, U, C, R, C)], by)[0]
+    def without(k, *xs): return [np.delete(x, k, 0) for x in xs]
+    whole, changes = memory(O, R, U, C), []
+    for k in range(6):
+        (o, u), (r, c) = without(k, O, U), without(k, R, C)
+        changes += [memory(o, R, u, C) - whole, memory(O, r, U, c) - whole]
+    assert memory_left(O, R, U, C, Rt, Rt, exchangeable=True, by=by).swing == pytest.approx(max(map(abs, changes)))
+
+
+def test_a_little_above_0_is_not_clearly_above():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        got = memory_left(*[x[0] for x in draw(rng, 1, 5, 40, PLAIN | dict(gain=0.1))], exchangeable=True, by='auc')
+        assert (got.word == NOTHING) == (got.remembered.low <= 0) == bool(np.isnan(got.memory.value))
+        if got.remembered.value > 0 >= got.remembered.low: return
+    raise AssertionError('none of twenty was a little above 0')
 
 
 def test_doing_nothing_keeps_everything():

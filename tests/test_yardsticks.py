@@ -53,7 +53,7 @@ def test_ulira_against_the_reference(sizes):
 
 def test_ulira_where_networks_agree_to_the_last_digit():
     u, r = np.full((5, 3), 2.), np.full((6, 3), 2.)
-    assert ulira(u, r).accuracy == 50
+    assert ulira(u, r).accuracy == 50 and ulira(np.repeat(u, 99, 1), np.repeat(r, 99, 1)).tpr_1 == 0  # no tie is above
     r[:, 1], u[0, 2] = 3., 5.  # told apart by two spikes; one of them off
     got = ulira(u, r)
     assert got.by_image[1] == 100 and np.isfinite(got.by_image).all()
@@ -62,7 +62,8 @@ def test_ulira_where_networks_agree_to_the_last_digit():
 def test_ulira_knows_no_scale_and_no_side():
     rng = np.random.default_rng(0)
     u, r = rng.normal(1, 1, (8, 200)), rng.normal(size=(8, 200))
-    for f in (lambda x: 3 * x - 1, lambda x: -x, lambda x: x[rng.permutation(8)]):
+    u[:, 0] = u[0, 0]  # no width
+    for f in (lambda x: 3 * x, lambda x: 1e-12 * x, lambda x: -x, lambda x: x[rng.permutation(8)]):
         assert ulira(f(u), f(r)).accuracy == pytest.approx(ulira(u, r).accuracy)
     assert ulira(r, u).accuracy == pytest.approx(ulira(u, r).accuracy)
 
