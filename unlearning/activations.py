@@ -28,6 +28,8 @@ class Mask(nn.Module):
         self.image = image  # shape and dtype of one image, with which the place was found
         self.register_buffer("mask", None)  # nothing is masked
 
+    def reset_parameters(self): self.mask = None  # a network drawn anew must not know what was forgotten
+
     def forward(self, x):
         mask = self.mask
         if mask is None: return x

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DESCRIBERS', 'PLAIN', 'HEAP', 'PYTHONS', 'GENERATED', 'HOOKS', 'TORCHS', 'FULL', 'DEATHS', 'DIED', 'NO_DASK',
-           'NO_ANSWER', 'THREADS', 'BAR', 'describes', 'describe', 'hash_of', 'bytes_of', 'own', 'architecture',
-           'stored_tensors', 'Task', 'environment', 'unwritable', 'Store', 'whole', 'claim', 'tidy', 'running',
-           'end_with', 'Unfit', 'workers', 'raise_errors', 'run_tasks', 'progress_bar']
+           'NO_ANSWER', 'THREADS', 'BAR', 'describes', 'describe', 'hash_of', 'bytes_of', 'own', 'architecture', 'Task',
+           'environment', 'unwritable', 'Store', 'whole', 'claim', 'tidy', 'running', 'end_with', 'Unfit', 'workers',
+           'raise_errors', 'run_tasks', 'progress_bar']
 
 # %% ../nbs/80_ensemble.ipynb #5c3e4d42
 import dis, errno, functools, glob, hashlib, importlib, inspect, json, os, platform, re, signal, socket, sys
@@ -30,6 +30,7 @@ except ImportError: fcntl = None  # not a Unix
 # %% ../nbs/80_ensemble.ipynb #f1406b76
 from . import training
 from .files import Checkpoint, read_arrays, set_aside, write_arrays
+from .models import stored_tensors
 
 # %% ../nbs/80_ensemble.ipynb #6e9608b2
 def _name(thing): return f"{getattr(thing, '__module__', None) or 'builtins'}.{thing.__qualname__}"
@@ -246,10 +247,6 @@ def _settings(module):
 def _network(model, _seen):
     weights = hash_of(stored_tensors(model))
     return dict(network=type(model).__qualname__, architecture=hash_of(architecture(model)), weights=weights)
-
-def stored_tensors(model: nn.Module) -> dict:
-    "Parameters and persistent buffers by name: what makes a trained network of an architecture."
-    return {name: t for name, t in model.state_dict(keep_vars=True).items() if torch.is_tensor(t)}
 
 # %% ../nbs/80_ensemble.ipynb #a2025fe2
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'ResidualBlock', 'small_resnet', 'create_model', 'unwrap', 'computed_tensors', 'copy_network',
-           'find_logits', 'follow_dtype', 'outputs', 'depends_on_its_weights']
+           'find_logits', 'follow_dtype', 'outputs', 'depends_on_its_weights', 'stored_tensors', 'with_tensors',
+           'reset_modules', 'own_tensor', 'drawn_anew']
 
 # %% ../nbs/20_models.ipynb #a6e415ec
 import copy, inspect
@@ -221,3 +222,40 @@ def depends_on_its_weights(
     finally:
         for p in frozen: p.requires_grad_(False)
     return bool(reached) and reached <= own
+
+# %% ../nbs/20_models.ipynb #d0750c5e
+def stored_tensors(model: nn.Module) -> dict:
+    "Parameters and persistent buffers by name: what makes a trained network of an architecture."
+    return {name: t for name, t in model.state_dict(keep_vars=True).items() if torch.is_tensor(t)}
+
+def with_tensors(model: nn.Module, make) -> nn.Module:
+    "A copy of `model` with `make(name, tensor)` for each parameter and persistent buffer; shared ones stay shared."
+    copies = {id(t): t.detach().clone() for t in computed_tensors(model)}  # weight_norm's, say
+    for name, t in stored_tensors(model).items():
+        if id(t) in copies: continue
+        copies[id(t)] = nn.Parameter(make(name, t), t.requires_grad) if isinstance(t, nn.Parameter) else make(name, t)
+    return copy.deepcopy(model, copies)
+
+# %% ../nbs/20_models.ipynb #c26ada54
+def reset_modules(model: nn.Module):
+    "Let every module draw its parameters anew, in place; what is frozen is its owner's, and stays."
+    held = {p: p.detach().clone() for p in model.parameters() if not p.requires_grad}
+    for m in model.modules():
+        for name in ("reset_parameters", "_reset_parameters"):  # the second is torch's own, of attention
+            if callable(how := getattr(m, name, None)): how()
+    for p, value in held.items(): p.copy_(value)
+
+def own_tensor(name, t): return torch.empty_like(t, device="cpu") if t.is_meta else t.detach().cpu().clone()
+
+@torch.no_grad()
+def drawn_anew(model: nn.Module) -> nn.Module:  # on the CPU
+    "A copy whose every parameter its modules have drawn anew. `ValueError` names one that none of them draws."
+    model = with_tensors(model, own_tensor)
+    for p in model.parameters():
+        if p.requires_grad: p.fill_(float("nan"))
+    reset_modules(model)
+    left = [name for name, p in model.named_parameters() if p.isnan().any()]
+    if not left: return model
+    raise ValueError(f"{left[0]} is drawn anew by no reset_parameters (nor are {len(left) - 1} others): it would keep "
+                     "what it has learned; give its module one (in a study, or pass network=… a function that builds "
+                     "the network)")
