@@ -4,21 +4,21 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT', 'FIRST_SEED',
-           'EMULATES', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE', 'with_tensors', 'skeleton',
-           'with_weights', 'drawn_anew', 'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of',
-           'check_types', 'checked_training', 'settled_recipe', 'Study', 'asked', 'check_numbers', 'check_device',
-           'check_originals', 'check_rows', 'cost_of', 'recipe_settings', 'training_settings', 'original_task',
-           'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split',
-           'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in',
-           'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer',
-           'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced',
-           'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed',
-           'is_beside', 'frames', 'separation_of', 'collect', 'look', 'refuse_without_gpu', 'refuse_weightless',
-           'trained_first', 'without_original', 'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged',
-           'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
+           'EMULATES', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE', 'skeleton', 'with_weights',
+           'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of', 'check_types',
+           'checked_training', 'settled_recipe', 'Study', 'asked', 'check_numbers', 'check_device', 'check_originals',
+           'check_rows', 'cost_of', 'recipe_settings', 'training_settings', 'original_task', 'retrain_task',
+           'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split', 'measured_rows',
+           'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup',
+           'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer', 'measurements', 'Results',
+           'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method',
+           'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames',
+           'separation_of', 'collect', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first',
+           'without_original', 'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads',
+           'pack', 'listing', 'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
-import copy, errno, inspect, os, re, shutil, socket, time, warnings, zipfile
+import errno, inspect, os, re, shutil, socket, time, warnings, zipfile
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -33,28 +33,20 @@ from torch import nn
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .images import Split, read_split, save_split, shared_split
 from .load import gone_classes
-from .activations import masks
 from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own, progress_bar, raise_errors,
-                                 run_tasks, stored_tensors, unwritable, whole)
+                                 run_tasks, unwritable, whole)
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia
 from .metrics.separation import separations
-from .models import NETWORKS, computed_tensors, create_model, unwrap
+from .models import (NETWORKS, create_model, drawn_anew, own_tensor, reset_modules, stored_tensors,
+                               unwrap, with_tensors)
 from .training import (Training, cross_entropy, fit, logits, make_optimizer, make_schedule,
                                  native_bfloat16, settled)
 from .files import read_arrays, set_aside, write_whole
 from .unlearn import COLLAPSE, Recipe, Repair, look_before, run_recipe
 
 # %% ../nbs/81_study.ipynb #37beeef7
-def with_tensors(model: nn.Module, make) -> nn.Module:
-    "A copy of `model` with `make(name, tensor)` for each parameter and persistent buffer; shared ones stay shared."
-    copies = {id(t): t.detach().clone() for t in computed_tensors(model)}  # weight_norm's, say
-    for name, t in stored_tensors(model).items():
-        if id(t) in copies: continue
-        copies[id(t)] = nn.Parameter(make(name, t), t.requires_grad) if isinstance(t, nn.Parameter) else make(name, t)
-    return copy.deepcopy(model, copies)
-
 def _weightless(name, t): return torch.empty_like(t, device="meta")
 
 def skeleton(model: nn.Module) -> nn.Module:
@@ -65,36 +57,13 @@ def with_weights(model: nn.Module, weights: dict) -> nn.Module:  # arrays or ten
     "A copy with these weights, on the CPU."
     return with_tensors(model, lambda name, t: torch.empty_like(t, device="cpu").copy_(torch.as_tensor(weights[name])))
 
-# %% ../nbs/81_study.ipynb #78f84cf7
-def _reset(model):
-    held = {p: p.detach().clone() for p in model.parameters() if not p.requires_grad}  # their owner's, not a training's
-    for m in model.modules():
-        for name in ("reset_parameters", "_reset_parameters"):  # the second is torch's own, of attention
-            if callable(how := getattr(m, name, None)): how()
-    for p, value in held.items(): p.copy_(value)
-
-def _own_copy(name, t): return torch.empty_like(t, device="cpu") if t.is_meta else t.detach().cpu().clone()
-
-@torch.no_grad()
-def drawn_anew(model: nn.Module) -> nn.Module:
-    "A copy whose every parameter its modules have drawn anew. `ValueError` names one that none of them draws."
-    model = with_tensors(model, _own_copy)
-    for p in model.parameters():
-        if p.requires_grad: p.fill_(float("nan"))
-    _reset(model)
-    for m in masks(model).values(): m.mask = None  # they know what was forgotten
-    left = [name for name, p in model.named_parameters() if p.isnan().any()]
-    if not left: return model
-    raise ValueError(f"{left[0]} is drawn anew by no reset_parameters (nor are {len(left) - 1} others): it would keep "
-                     "what it has learned; pass network=… a function that builds the network")
-
 # %% ../nbs/81_study.ipynb #23e0c87d
 @torch.no_grad()
 def without_drawn(model: nn.Module) -> nn.Module:
     "A copy in which only the constants have values: persistent buffers that no `reset_parameters` touches."
     model = drawn_anew(model)
     versions = {name: (id(t), t._version) for name, t in stored_tensors(model).items()}
-    _reset(model)
+    reset_modules(model)
     def constant(name, t):
         if isinstance(t, nn.Parameter): return not t.requires_grad
         return versions[name] == (id(t), t._version)
@@ -500,7 +469,7 @@ class Given:
     model: nn.Module
     split: Split
     def __call__(self, task):
-        model = with_tensors(self.model, _own_copy)
+        model = with_tensors(self.model, own_tensor)
         return logits_of(model, self.split) | weights_of(self.model), {"seconds": float("nan")}
 
 def maker(study: Study, split_path, store, original) -> Maker:
