@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream', 'Phase',
-           'stepper_of', 'Erase', 'refuse_optimizer', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase',
+           'stepper_of', 'Erase', 'refuse_optimizer', 'passes_of', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase',
            'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe', 'Recipe',
            'run_recipe', 'weights_of', 'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'RetainCollapse',
            'look_back', 'follow']
@@ -56,6 +56,8 @@ class Piece:
 @dataclass(frozen=True)
 class ForgetLoss(Piece):
     "What a forget batch is taught."
+    looks = 0  # images that go forward besides the student's, for each forget image: through a teacher, say
+
     def __call__(self, run: Run, forget: Batch, retain: Batch):
         "A scalar to descend; `retain` is the random retain batch beside the forget batch."
         raise NotImplementedError(f"{type(self).__name__} does not say what a forget batch is taught: define __call__")
@@ -63,6 +65,8 @@ class ForgetLoss(Piece):
 @dataclass(frozen=True)
 class RetainLoss(Piece):
     "What a retain batch is taught. This one: its labels, by the loss of the phase."
+    looks = 0  # the same, for each retain image
+
     def __call__(self, run: Run, logits, batch: Batch, ordinary):
         "A scalar to descend; `ordinary` is the phase's own loss, a function of (logits, batch)."
         return ordinary(logits, batch)
@@ -174,7 +178,7 @@ class Erase(Phase):
 
     def images(self, split):
         beside = self.step.retain_batches * (self.retain_batch_size or self.batch_size) / self.batch_size
-        return self.passes * len(split.forget) * (1 + beside)
+        return self.passes * len(split.forget) * (passes_of(self.forget) + beside * passes_of(self.retain))
 
     def smallest(self, split):
         last = len(split.forget) % self.batch_size or self.batch_size
@@ -190,6 +194,10 @@ def refuse_optimizer(settings):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: pass a number")
     make_schedule(make_optimizer([torch.zeros(1)], settings), settings, 1, 1)
+
+def passes_of(loss) -> float:
+    "Passes, forward and backward, that an image costs; going forward alone is a third of one."
+    return 1 + loss.looks / 3
 
 # %% ../nbs/31_unlearn.ipynb #94b7cba8
 def draw_retain(run: Run, size: int) -> Batch:
@@ -253,9 +261,11 @@ class Repair(Phase):
             raise ValueError(f"a repair of {self.training.epochs} epochs in batches of {self.training.batch_size}: "
                              "ask for more than 0 epochs and at least 1 image")
 
-    def steps(self, split): return steps_of(self.training, len(self.of(split)))
-    def images(self, split): return self.training.epochs * len(self.of(split))
-    def smallest(self, split): return min(self.training.batch_size, len(self.of(split)))
+    def steps(self, split): return steps_of(self.training, self.size(split))
+    def images(self, split): return self.training.epochs * self.size(split) * passes_of(self.retain)
+    def smallest(self, split): return min(self.training.batch_size, self.size(split))
+    def size(self, split): return len(self.of(split))      # how many images there are, and
+    def data(self, run: Run): return self.of(run.split)    # which: some are only found during the run
 
     def of(self, split):
         if self.part in split.parts: return split.parts[self.part]
@@ -266,7 +276,7 @@ class Repair(Phase):
 # %% ../nbs/31_unlearn.ipynb #a3c564bb
 def repair(run: Run, phase: Repair):
     "One repair phase: the one training loop, with the phase's retain loss and the constraints."
-    images, settings = phase.of(run.split), phase.training
+    images, settings = phase.data(run), phase.training
     ordinary = cross_entropy(settings, images, gone_classes(run.split))
     total, gone = phase.steps(run.split)[1], 0
     def loss(logits, batch):
