@@ -27,14 +27,15 @@ def uniform_like(weight, rng: torch.Generator):
 
 @dataclass(frozen=True, kw_only=True)
 class ResetSmallest(Edit):
-    "Draw anew the weights of convolutions and linear layers that are smallest by magnitude, over the whole network."
+    "Draw anew the smallest weights of all convolutions and linear layers, under one threshold."
     share: float = 0.99
 
     def images(self, split): return 0  # it looks at none
 
     def start(self, run):
         if matrices(run.student): return
-        raise ValueError("the network has no convolution or linear layer that may be trained: ResetSmallest needs one")
+        raise ValueError("the network has no convolution or linear layer that may be trained: "
+                         "ResetSmallest needs one")
 
     @torch.no_grad()
     def edit(self, run):
@@ -64,7 +65,8 @@ class AsSure(RetainLoss):
 # %% ../../nbs/methods/56_prune_reset.ipynb #cd679c21
 def prune_reset(
     *, share: float = 0.99, power: float = -0.1,
-    repair: Training = Training(epochs=3.2, batch_size=64, lr=5e-4, schedule="constant", label_smoothing=0, augment=()),
+    repair: Training = Training(epochs=3.2, batch_size=64, lr=5e-4, schedule="constant", label_smoothing=0,
+                                augment=()),
     source: str = "Oleszko, fourth place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop4)",
 ) -> Recipe:
     "Draw the smallest weights anew, then train on retain until answers are right, and as sure as they were (PRMQ)."
