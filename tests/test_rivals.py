@@ -1,5 +1,6 @@
 """What each rival promises: what it moves, what it holds, and from which formula."""
 import itertools
+import sys
 import warnings
 from dataclasses import dataclass, replace
 
@@ -9,15 +10,31 @@ import torch.nn.functional as F
 
 from unlearning.images import batches
 from unlearning.load import load_split
+from unlearning.activations import masks
+from unlearning.images import scaled
+from unlearning.methods.activation_pruning import PruneActivations, PruneOwn, activation_pruning, mean_activations
+from unlearning.methods.amun import amun, neighbours
+from unlearning.methods.bad_teacher import LikeOriginal, TowardsIgnorance, bad_teacher
 from unlearning.methods.contrast import Contrast, ForgetRound, TowardsUniform, contrast
+from unlearning.methods.dual import dual_salun, dual_scrub
+from unlearning.methods.gradient_surgery import dot
+from unlearning.methods.hybrids import soft_witness, surgery_dual
+from unlearning.methods.l1_sparse import FadingL1, l1_sparse
 from unlearning.methods.neggrad_plus import neggrad_plus
+from unlearning.methods.noise import noise
+from unlearning.methods.prune_reset import ResetSmallest, matrices, prune_reset
 from unlearning.methods.reinit import Reinit, convolutions, loss_gradient, reinit
+from unlearning.methods.reset_distill import reset_distill
 from unlearning.methods.salun import salun
-from unlearning.methods.ssd import ssd
+from unlearning.methods.sfron import AscendUnlearned, sfron
+from unlearning.methods.soft_relabeling import soft_targets
+from unlearning.methods.ssd import importance, ssd
+from unlearning.methods.transpose import transpose
 from unlearning.models import copy_network, create_model
 from unlearning.training import Training, fit, logits
-from unlearning.unlearn import Constraint, NothingChanged, RetainCollapse, Run, unlearn
+from unlearning.unlearn import Constraint, Edit, NothingChanged, RetainCollapse, Run, unlearn
 
+GRAMMAR = sys.modules[unlearn.__module__]  # `unlearning.unlearn` is the function
 SHORT = Training(epochs=1, batch_size=50, lr=0.02, schedule='constant', label_smoothing=0, augment=())
 PASS = dict(batch_size=30, lr=0.01, momentum=0.9)
 RIVALS = {r.name: r for r in (
@@ -25,7 +42,19 @@ RIVALS = {r.name: r for r in (
     contrast(first=PASS, rounds=2, forget=ForgetRound(batch_size=30, retain_batch_size=60, lr=0.003), repair=SHORT),
     salun(share=0.2, epochs=2, erase=dict(PASS, weight_decay=5e-4), repair=SHORT),
     neggrad_plus(erase=dict(PASS, passes=2)),
-    ssd(alpha=2.))}
+    ssd(alpha=2.),
+    noise(repair=replace(SHORT, epochs=2)),
+    prune_reset(repair=SHORT), transpose(repair=SHORT),
+    reset_distill(warmup=replace(SHORT, batch_size=10), repair=SHORT),
+    l1_sparse(repair=SHORT),
+    bad_teacher(erase=dict(batch_size=30, retain_batch_size=60, optimizer='adamw', lr=1e-3)),
+    sfron(erase=dict(PASS, passes=2, weight_decay=5e-4, schedule='cosine')),
+    dual_scrub(erase=dict(batch_size=30), repair=SHORT, rounds=2),
+    dual_salun(share=0.2, epochs=2, erase=dict(batch_size=30), repair=SHORT),
+    amun(steps=10, repair=SHORT),
+    surgery_dual(erase=dict(batch_size=30), repair=SHORT, rounds=2),
+    soft_witness(witness=SHORT, erase=PASS, repair=SHORT))}
+TRAIN_MODE = {'contrast', 'salun', 'bad_teacher', 'sfron', 'salun+dual'}  # throughout, as their sources do
 each_rival = pytest.mark.parametrize('name', RIVALS)
 
 
@@ -64,7 +93,7 @@ def test_each_phase_moves_weights_and_statistics_only_in_train_mode(name, origin
     phases = followed(original, split, RIVALS[name])
     assert len(phases) == len(RIVALS[name].phases)
     for phase, moved in phases:
-        trains = phase.role == 'repair' or name in ('contrast', 'salun')  # these throughout, as their sources do
+        trains = phase.role == 'repair' or name in TRAIN_MODE
         assert any(not is_statistic(k) for k in moved), phase
         assert any(is_statistic(k) for k in moved) == trains, phase
 
@@ -89,7 +118,7 @@ def test_what_its_owner_froze_is_never_touched(name, original, split):
 def test_says_where_it_comes_from_and_what_it_costs(name, split):
     recipe = RIVALS[name]
     assert recipe.title and '/' in recipe.source
-    assert all(p.images(split) > 0 for p in recipe.phases)
+    assert all(p.images(split) > 0 for p in recipe.phases if not isinstance(p, Edit))  # some edits look at none
 
 
 # --- reinit
@@ -251,3 +280,249 @@ def test_ssd_against_a_slow_loop(alpha, bound, original, split):
 def test_ssd_with_a_threshold_that_nothing_passes_says_so_and_changes_nothing(original, split):
     with pytest.warns(NothingChanged): student = unlearn(original, split, ssd(alpha=1e12))
     for a, b in zip(student.parameters(), original.parameters()): assert torch.equal(a, b)
+
+
+# --- noise
+
+
+def test_noise_falls_on_the_first_convolution_twice_and_nothing_else(original, split):
+    states = [state(original)]
+    look = lambda phase, net: states.append(state(net))
+    recipe = noise(std=0.5, again=0.02, repair=replace(SHORT, epochs=2))
+    unlearn(original, split, recipe, seed=3, after_phase=look)
+    for (before, after), std in zip((states[0:2], states[2:4]), (0.5, 0.02)):
+        assert {k for k in after if not torch.equal(before[k], after[k])} == {'0.weight'}
+        assert (after['0.weight'] - before['0.weight']).std().item() == pytest.approx(std, rel=0.1)
+
+
+# --- prune and reset
+
+
+def test_prune_reset_draws_the_smallest_of_the_whole_network_anew(original, split):
+    run = Run(copy_network(original), original, split)
+    run.rng.manual_seed(7)
+    changed = ResetSmallest(share=0.9).edit(run)
+    pairs = list(zip(matrices(original), matrices(run.student)))
+    old, new = (torch.cat([w.detach().flatten() for w in weights]) for weights in zip(*pairs))
+    moved = old != new
+    assert changed == moved.sum() == len(old) - round(0.1 * len(old))
+    assert old[moved].abs().max() <= old[~moved].abs().min()
+    for a, b in pairs:
+        drawn = b[a != b] * a[0].numel()**0.5  # uniform in -1 … 1
+        assert drawn.abs().max() <= 1 + 1e-6 and drawn.std().item() == pytest.approx(3**-0.5, rel=0.2)
+    others = {k for k, v in state(run.student).items() if not torch.equal(v, original.state_dict()[k])}
+    assert all(k.endswith('weight') and original.state_dict()[k].dim() > 1 for k in others)
+
+
+# --- transpose
+
+
+def test_a_transposed_network_sees_transposed_images(original, split):
+    states = []
+    unlearn(original, split, transpose(repair=SHORT), after_phase=lambda phase, net: states.append(copy_network(net)))
+    x = next(batches(split.test[:50], 50)).x
+    with torch.no_grad(): turned, upright = states[0].eval()(x.transpose(2, 3)), original(x)
+    assert torch.allclose(turned, upright, atol=1e-4)
+
+
+def test_transpose_refuses_what_it_cannot_transpose_by_name(split):
+    odd = torch.nn.Sequential(torch.nn.Conv2d(1, 4, (1, 3)), torch.nn.Flatten(), torch.nn.Linear(192, 10))
+    dense = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    for net, words in ((odd, 'kernels of 0 are 1 × 3'), (dense, 'no convolution')):
+        with pytest.raises(ValueError, match=words): unlearn(net, split, transpose(repair=SHORT))
+
+
+# --- reset and distill
+
+
+def test_warm_up_is_on_held_out_retain_images_and_the_repair_on_the_rest(original, split, monkeypatch):
+    seen = []
+    def spy(model, images, *args, **kwargs):
+        seen.append(images)
+        return fit(model, images, *args, **kwargs)
+    monkeypatch.setattr(GRAMMAR, 'fit', spy)
+    for seed in (3, 3, 4): unlearn(original, split, RIVALS['reset_distill'], seed=seed)
+    at = [set(images.indices.tolist()) for images in seen]
+    for held, rest in (at[:2], at[2:4], at[4:]):
+        assert not held & rest and held | rest == set(split.retain.indices.tolist())
+        assert len(held) == round(0.1 * len(split.retain))
+    assert at[0] == at[2] != at[4]
+    assert all(images.source is split.retain.source for images in seen)  # positions in train, not in test
+
+
+# --- l1-sparse
+
+
+def test_l1_fades_step_by_step_on_a_straight_line(original, split, monkeypatch):
+    shares = []
+    whole = FadingL1.penalty
+    def spy(self, run):
+        shares.append(whole(self, run).item() / (self.l1 * sum(p.abs().sum() for p in run.params).item()))
+        return whole(self, run)
+    monkeypatch.setattr(FadingL1, 'penalty', spy)
+    unlearn(original, split, l1_sparse(repair=replace(SHORT, epochs=2)))
+    assert shares == pytest.approx([1 - i / 14 for i in range(14)], abs=1e-5)  # two epochs of seven steps
+
+
+# --- bad teacher
+
+
+def test_bad_teacher_knows_nothing_and_learns_nothing(original, split):
+    loss = RIVALS['bad_teacher'].phases[0].forget
+    teachers = []
+    @dataclass(frozen=True)
+    class Look(Constraint):
+        def gradients(self, run): teachers.append(state(run.memory[loss]))
+    watched = replace(RIVALS['bad_teacher'], constraints=(Look(),))
+    for seed in (3, 3, 4): unlearn(original, split, watched, seed=seed)
+    first, later, again, _, other, _ = teachers  # two steps a run
+    for key in first: assert torch.equal(first[key], later[key]) and torch.equal(first[key], again[key])
+    weight = '3.conv1.weight'
+    assert not torch.equal(first[weight], original.state_dict()[weight])
+    assert not torch.equal(first[weight], other[weight])
+    assert first['1.running_mean'].abs().max() == 0
+
+
+def test_bad_teacher_losses_against_their_formulas(original, split):
+    run, bad = Run(copy_network(original), original, split), TowardsIgnorance()
+    bad.start(run)
+    batch = next(batches(split.forget[:20], 20))
+    noisy = create_model('small', 10, 1, 8, 5).eval()
+    run.student = noisy
+    q = noisy(batch.x).log_softmax(1).double()
+    for teacher, value in ((run.memory[bad], bad(run, batch, batch)),
+                           (original, LikeOriginal()(run, noisy(batch.x), batch, None))):
+        p = teacher(batch.x).softmax(1).double()
+        assert value.item() == pytest.approx((p * (p.log() - q)).sum(1).mean().item(), rel=1e-3)
+
+
+# --- SFRon
+
+
+def test_sfron_steps_once_on_forget_and_five_times_on_retain(original, split):
+    grads = []
+    @dataclass(frozen=True)
+    class Spy(Constraint):
+        def gradients(self, run): grads.append(([p.grad.clone() for p in run.params], run.done))
+    recipe = sfron(alpha=1e4, erase=dict(passes=2, batch_size=20, lr=1e-4))
+    unlearn(original, split, replace(recipe, constraints=(Spy(),)), seed=3)
+    assert len(grads) == 2 * 2 * 6
+    net = copy_network(original).eval()
+    F_, R_ = (torch.cat([g.flatten() for g in importance(net, part)]) for part in (split.forget, split.retain))
+    salient = (F_ + 1e-15) / (R_ + 1e-15) >= 1
+    for i, (grad, done) in enumerate(grads):
+        flat = torch.cat([g.flatten() for g in grad])
+        if i % 6 == 0:
+            assert (flat[~salient] == 0).all() and flat[salient].abs().max() > 0
+            assert dot(grad, grad).sqrt().item() == pytest.approx(7., rel=1e-3)  # at so large an alpha it is clipped
+        else: assert flat[~salient].abs().max() > 0
+    assert len({g[0].sum().item() for g, _ in grads[1:6]}) == 5  # five retain batches
+
+
+def test_sfron_ascent_fades_and_weighs_by_the_loss(original, split):
+    run, batch = Run(original, original, split), next(batches(split.forget[:20], 20))
+    each = F.cross_entropy(original(batch.x), batch.y, reduction='none').double()
+    slow = 3 * (each**0.6).sum() / (each**-0.4).sum()
+    for run.done, share in ((0., 1.), (0.5, 0.5), (1., 0.)):
+        value = AscendUnlearned(3., 0.4)(run, batch, None).item()
+        assert value == pytest.approx(-share * slow.item(), rel=1e-3, abs=1e-9)
+
+
+# --- DualOptim
+
+
+@pytest.mark.parametrize('name', ['scrub+dual', 'salun+dual', 'surgery+dual'])
+def test_two_optimizers_remember_from_phase_to_phase(name, original, split):
+    seen = {}
+    @dataclass(frozen=True)
+    class Look(Constraint):
+        def gradients(self, run):
+            optimizer = run.steppers[run.phase.keep].optimizer
+            seen.setdefault(run.phase.role, []).append((id(optimizer), type(optimizer).__name__, len(optimizer.state)))
+    recipe = RIVALS[name]
+    unlearn(original, split, replace(recipe, constraints=(*recipe.constraints, Look())), seed=3)
+    kinds = {'erase': 'AdamW', 'repair': 'SGD'}
+    for role, steps in seen.items():
+        assert len({i for i, _, _ in steps}) == 1 and {kind for _, kind, _ in steps} == {kinds[role]}
+        assert all(size > 0 for _, _, size in steps[1:])  # its memory is there when the next phase begins
+    assert {i for i, _, _ in seen['erase']}.isdisjoint(i for i, _, _ in seen['repair'])
+
+
+def test_salun_holds_its_weights_under_two_optimizers_and_their_decay(original, split):
+    student = unlearn(original, split, RIVALS['salun+dual'], seed=3)
+    saliency = torch.cat([g.abs().flatten() for g in loss_gradient(copy_network(original).eval(), split.forget)])
+    old, new = (torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (original, student))
+    assert 0.9 * 0.2 < (old != new).float().mean() <= 0.2 + 1e-4
+    assert saliency[old != new].min() >= saliency[old == new].max()
+
+
+# --- AMUN
+
+
+@pytest.mark.parametrize('with_forget', [True, False])
+def test_amun_trains_on_retain_on_forget_and_on_what_is_mistaken(with_forget, original, split, monkeypatch):
+    seen = []
+    spy = lambda model, images, *a, **k: seen.append(images) or fit(model, images, *a, **k)
+    monkeypatch.setattr(GRAMMAR, 'fit', spy)
+    unlearn(original, split, amun(steps=10, repair=SHORT, with_forget=with_forget), seed=3)
+    images, n = seen[0], len(split.forget)
+    same = torch.cat([scaled(p.images) for p in (split.retain, split.forget)[:1 + with_forget]])
+    assert torch.allclose(images.images[:-n], same)
+    pixels, taken = images.images[-n:], images.labels[-n:]
+    assert pixels.min() >= 0 and pixels.max() <= 1
+    assert (taken != split.forget.labels).all()
+    assert torch.equal(logits(original, images[-n:]).argmax(1), taken)
+    assert (pixels - scaled(split.forget.images)).flatten(1).norm(dim=1).max() < 4
+
+
+def test_image_without_a_mistaken_neighbour_has_none(original, split):
+    class Stubborn(torch.nn.Module):
+        def __init__(self): super().__init__(); self.inner = copy_network(original)
+        def forward(self, x): return 0 * self.inner(x) + torch.nn.functional.one_hot(torch.tensor(0), 10)
+    found = neighbours(Stubborn().eval(), split.forget, steps=2)
+    assert len(found) == (split.forget.labels != 0).sum() and (found.labels == 0).all()
+
+
+# --- pruning what is forget's own
+
+
+def test_the_percentile_of_the_paper_is_what_it_was(original, split):
+    assert type(activation_pruning().phases[0]) is PruneActivations
+    outs = []
+    for rule in (PruneActivations(last=0.8), PruneOwn(last=0.8, minus_retain=0.)):
+        run = Run(copy_network(original), original, split)
+        rule.start(run)
+        outs.append((rule.edit(run), {name: m.mask for name, m in masks(run.student).items()}))
+    assert outs[0][0] == outs[1][0] and all(torch.equal(m, outs[1][1][k]) for k, m in outs[0][1].items())
+
+
+def test_own_activations_are_those_that_forget_drives_higher_than_retain(original, split):
+    run = Run(copy_network(original), original, split)
+    rule = activation_pruning(last=0.8, minus_retain=1.).phases[0]
+    rule.start(run)
+    forget, retain = (mean_activations(run.student.eval(), part) for part in (split.forget, split.retain))
+    assert rule.edit(run) > 0
+    for name, m in masks(run.student).items():
+        higher = forget[name] - retain[name]
+        off, most = ~m.mask, higher.clamp(min=0)
+        assert (higher[off] > 0).all()
+        if off.any(): assert higher[off].min() > higher[~off].max()
+        assert off.sum() <= round(0.21 * most.numel())
+
+
+# --- the witness
+
+
+def test_witness_has_seen_no_forget_image_and_gives_the_labels(original, split, monkeypatch):
+    seen = []
+    spy = lambda model, images, *a, **k: seen.append(images) or fit(model, images, *a, **k)
+    monkeypatch.setattr('unlearning.methods.hybrids.fit', spy)
+    recipe = RIVALS['soft_witness']
+    run, loss = Run(copy_network(original), original, split), recipe.phases[0].forget
+    loss.start(run)
+    assert set(seen[0].indices.tolist()) == set(split.retain.indices.tolist())
+    net, (forget, retain) = run.memory[loss], (next(batches(p[:30], 30)) for p in (split.forget, split.retain))
+    assert not torch.equal(net[0].weight, original[0].weight)
+    target = soft_targets(net(forget.x), net(retain.x), retain.y, 1.)
+    expected = F.cross_entropy(run.student.eval()(forget.x), target)
+    assert loss(run, forget, retain).item() == pytest.approx(expected.item(), rel=1e-5)
