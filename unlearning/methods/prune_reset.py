@@ -25,6 +25,7 @@ def uniform_like(weight, rng: torch.Generator):
     "As a fresh layer would be drawn: U(−√k, √k), where k is one over what a neuron takes in."
     return (2 * torch.rand(weight.shape, generator=rng) - 1).to(weight) / weight[0].numel()**0.5
 
+# %% ../../nbs/methods/56_prune_reset.ipynb #52400729
 @dataclass(frozen=True, kw_only=True)
 class ResetSmallest(Edit):
     "Draw anew the smallest weights of all convolutions and linear layers, under one threshold."
