@@ -12,8 +12,10 @@ from unlearning.images import Images, batches
 from unlearning.load import load_split
 from unlearning.methods.activation_pruning import PruneActivations
 from unlearning.methods.boundary import fgsm, nearest_other_class
+from unlearning.methods.budget import WITHIN, Budget, all_within
+from unlearning.methods.finetune import finetune
 from unlearning.methods.gradient_surgery import Ascend, OrthogonalToRetain, dot
-from unlearning.methods.random_labels import random_other_labels
+from unlearning.methods.random_labels import random_labels, random_other_labels
 from unlearning.methods.recipes import RECIPES
 from unlearning.methods.scrub import AwayFromTeacher, TowardsTeacher, distillation
 from unlearning.methods.soft_relabeling import SoftRelabel, soft_targets
@@ -324,3 +326,28 @@ def test_frozen_stays_under_adamw_with_weight_decay(original, split, names):
     before, after = (dict(m.named_parameters()) for m in (original, unlearn(original, split, recipe)))
     held = {k for k in before if torch.equal(before[k], after[k])}
     assert held == {k for k in before if k.startswith(names)} and held
+
+
+# What a recipe costs, and every method at one price
+
+def test_cost_comes_from_the_phases():
+    split, repair = load_split('digits', forget=90), Training(epochs=3, augment=())
+    assert finetune(repair=repair).images(split) == 3 * 808
+    beside = random_labels(erase=dict(passes=2, batch_size=30, lr=0.1), repair=repair)
+    assert beside.images(split) == 2 * 90 + 3 * 808
+
+
+@pytest.mark.parametrize('share', [0.12, 0.3])
+def test_every_method_spends_a_budget_and_no_more(share):
+    budget = Budget(load_split('digits', forget=90), Training(epochs=20, batch_size=64, lr=0.1, augment=()), share)
+    recipes, too_dear = all_within(budget)
+    assert set(recipes) | set(too_dear) == set(WITHIN) and len(recipes) > 20
+    for name, recipe in recipes.items():
+        spent = recipe.images(budget.split)
+        assert spent <= 1.001 * budget.passes and (name in ('ssd', 'sfron', 'neggrad_plus', 'bad_teacher') or spent > 0.99 * budget.passes), name
+
+
+def test_a_budget_refuses_what_it_cannot_pay():
+    budget = Budget(load_split('digits', forget=90), Training(epochs=12, batch_size=64, lr=0.1, augment=()), 0.05)
+    with pytest.raises(ValueError, match='ssd cannot be done for a share of 0.05: .* 988 image passes, and the budget is 485'): WITHIN['ssd'](budget)
+    with pytest.raises(ValueError, match="there is no method 'surgery'"): all_within(budget, {'surgery': {}})

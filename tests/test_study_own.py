@@ -12,7 +12,7 @@ from test_study import RECIPES, files, kinds, networks, run, tiny
 from unlearning.activations import mask_activations, masks, place_masks
 from unlearning.ensemble import Store, describe, hash_of
 from unlearning.models import NETWORKS
-from unlearning.study import Blueprint, Maker, blueprint, cost_of, half, maker, network_tasks, original_task, run_study
+from unlearning.study import Blueprint, Maker, blueprint, half, maker, network_tasks, original_task, run_study
 from unlearning.training import Training, fit, logits
 
 ROOT, HERE = Path(unlearning.__file__).parent.parent, Path(__file__).parent
@@ -394,11 +394,6 @@ def test_numpy_scalars_are_numbers(tmp_path):
 def test_option_of_another_type_is_refused_by_name_before_the_work(tmp_path, wrong, says):
     with pytest.raises(ValueError, match=says): tiny(tmp_path/'study', **wrong)
     assert not (tmp_path/'study').exists()
-
-
-def test_cost_comes_from_the_phases():
-    phase = lambda n: type('Phase', (), dict(images=lambda self, split: n*len(split)))()
-    assert cost_of(type('Recipe', (), dict(phases=(phase(1), phase(3)))), 'four') == 16
 
 
 # What else determines a result: other people's objects that code refers to, hooks of the owner, what was frozen

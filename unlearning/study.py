@@ -7,15 +7,15 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'MOST', 'SAMPLE', 'CONTROL', 'PART
            'EMULATES', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE', 'skeleton', 'with_weights',
            'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of', 'check_types',
            'checked_training', 'settled_recipe', 'Study', 'asked', 'check_numbers', 'check_device', 'check_originals',
-           'check_rows', 'cost_of', 'recipe_settings', 'training_settings', 'original_task', 'retrain_task',
-           'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split', 'measured_rows',
-           'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup',
-           'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer', 'measurements', 'Results',
-           'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method',
-           'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames',
-           'separation_of', 'collect', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first',
-           'without_original', 'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads',
-           'pack', 'listing', 'unpack']
+           'check_rows', 'recipe_settings', 'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks',
+           'network_tasks', 'verified_split', 'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half',
+           'logits_of', 'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker',
+           'timed', 'Given', 'maker', 'measured_labels', 'Measurer', 'measurements', 'Results', 'Answers',
+           'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of',
+           'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of',
+           'collect', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first', 'without_original',
+           'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing',
+           'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
 import errno, inspect, os, re, shutil, socket, time, warnings, zipfile
@@ -245,10 +245,6 @@ def check_rows(study):
         raise ValueError(f"a recipe may not be named {taken[0]!r}: the study has, or may have, such a row")
 
 # %% ../nbs/81_study.ipynb #49982ecc
-def cost_of(recipe, split) -> float:
-    "Image passes of a recipe."
-    return sum(phase.images(split) for phase in recipe.phases)
-
 def recipe_settings(recipe) -> dict:
     "What of a recipe determines a network: not the words about it."
     return {k: v for k, v in describe(recipe).items() if k not in ("name", "title", "source")}
@@ -279,7 +275,7 @@ def retrain_task(study: Study) -> Task:
 def unlearning_tasks(study, name, recipe, starts) -> list:  # K tasks, in the order of seeds
     "A recipe on each of some networks, or K times on the first of them."
     starts = starts if study.originals == "each" else study.seeds * starts[:1]
-    settings, cost = recipe_settings(recipe), cost_of(recipe, study.split) + _tested(study.split)
+    settings, cost = recipe_settings(recipe), recipe.images(study.split) + _tested(study.split)
     return [Task(name, k, {start.method: start.key, "recipe": settings}, cost) for k, start in enumerate(starts)]
 
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
@@ -614,7 +610,7 @@ def passes_of(study) -> dict:
     "Of each row: image passes of a network, forward and backward, in percent of a retraining's."
     split, epochs = study.split, study.training.epochs
     original = epochs * len(split.train) if study.original is None else float("nan")
-    costs = {name: cost_of(recipe, split) for name, recipe in study.recipes.items()}
+    costs = {name: recipe.images(split) for name, recipe in study.recipes.items()}
     costs |= {CONTROL + name: cost for name, cost in costs.items()} | {"original": original}
     once = {"retrain": 100., "reference": 100.}
     return once | {name: 100 * cost / (epochs * len(split.retain)) for name, cost in costs.items()}

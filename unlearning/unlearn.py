@@ -351,6 +351,10 @@ class Recipe:
         changed = lambda p: replace(p, training=replace(p.training, **settings)) if isinstance(p, Repair) else p
         return replace(self, phases=tuple(map(changed, self.phases)))
 
+    def images(self, split) -> float:
+        "Image passes, forward and backward: its cost on any machine."
+        return sum(p.images(split) for p in self.phases)
+
     def pieces(self):  # in the order in which they start, each once
         return dict.fromkeys([*self.constraints, *(piece for p in self.phases for piece in (p, *p.pieces()))])
 
