@@ -9,7 +9,7 @@ __all__ = ['BY_ITSELF', 'SHARES', 'SMALL_IS_GOOD', 'lineages', 'memory_of', 'lea
 # %% ../nbs/92_league.ipynb #5f5d206e
 import numpy as np
 import pandas as pd
-from scipy.stats import ttest_ind
+from scipy.special import stdtrit
 from .metrics.forget_quality import Interval
 from .metrics.klom import klom_95
 from .metrics.memory_left import memory_left
@@ -54,11 +54,12 @@ def memory_of(results: Results, row: str, exchangeable: bool, by: str = "correct
 
 def _apart(frame, row, column) -> Interval:  # points
     one, other = (frame.loc[frame.method == m, column] for m in (row, "retrain"))
-    apart = one.mean() - other.mean()
-    if len(one) < 2: return Interval(apart, np.nan, np.nan)
-    if one.std() + other.std() < 1e-9: return Interval(apart, apart, apart)  # all of them right on all images, say
-    ends = ttest_ind(one, other, equal_var=False).confidence_interval()
-    return Interval(apart, ends.low, ends.high)
+    apart, n = one.mean() - other.mean(), np.array([len(one), len(other)])
+    if n.min() < 2: return Interval(apart, np.nan, np.nan)
+    v = np.array([one.var(), other.var()]) / n
+    if not v.any(): return Interval(apart, apart, apart)  # all of them right on all images, say
+    half = stdtrit(v.sum()**2 / (v**2 / (n - 1)).sum(), 0.975) * v.sum()**0.5
+    return Interval(apart, apart - half, apart + half)
 
 def _rows(results) -> list:
     "Methods that have a control, then the reference and doing nothing."

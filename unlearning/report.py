@@ -347,27 +347,25 @@ def plot_cost(results: Results):
 
 
 # %% ../nbs/90_report.ipynb #87257dc5
-def _target(ax, s, m, line, name):
-    "A row by which the others are measured: a line for each of its two accuracies, its spread where they cross."
-    look = dict(color="black", lw=0.7, ls=line)
-    ax.axhline(s.TA[m], label=name, **look); ax.axvline(s.UA[m], **look)
-    ax.errorbar(s.UA[m], s.TA[m], s.TA_sd[m], s.UA_sd[m], fmt="none", ecolor="black", elinewidth=2)
+def _dots(ax, s, columns):
+    "Mean ± sd of columns, a row of the picture for each row; a line where Retrain's mean is."
+    for column, look in columns.items():
+        ax.errorbar(s[column], range(len(s)), xerr=s[f"{column}_sd"], fmt="o", ms=5, elinewidth=0.8, ecolor="gray", **look)
+        ax.axvline(s[column]["retrain"], color="black", lw=0.7, ls="--")
 
 def plot_wrong_labels(results: Results):
-    "Test accuracy over accuracy on the given wrong labels, mean ± sd over seeds, a number a method."
-    s, (_, ((ax,),)) = summary(results), _panels(width=7.5, height=3.8)
-    low = s.TA["original"] - 10  # whatever is wrecked lies on this edge, or it would press the others together
-    for m, line in (("retrain", "--"), ("original", ":")): _target(ax, s, m, line, title(results, m))
-    for i, m in enumerate(unlearned(results), 1):
-        sunk = s.TA[m] < low
-        x, y, look = s.UA[m], max(s.TA[m], low), dict(marker="v" if sunk else "o", color="gray", elinewidth=0.8)
-        ax.errorbar(x, y, 0 if sunk else s.TA_sd[m], s.UA_sd[m], ms=11, mfc="white", mec="black", mew=0.8, **look)
-        ax.text(x, y, str(i), ha="center", va="center", fontsize=6, zorder=4)
-        ax.plot([], [], " ", label=f"{i}  {title(results, m)}" + (f", test {s.TA[m]:.0f} %" if sunk else ""))
-    ax.set(xlabel="accuracy on forget against the given, wrong labels [%]", ylabel="test accuracy [%]")
-    ax.margins(0.08)
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=9, handlelength=1.5, frameon=False)
-    return _signed(ax.figure, results)
+    "Wrong labels repeated, true ones said, and test accuracy, by method; mean ± sd over seeds; lines: Retrain."
+    s = summary(results)
+    ranked = s.loc[unlearned(results)].sort_values("UA_true", ascending=False).index
+    s = s.loc[["retrain", *ranked, "original"]]
+    fig, ((said, test),) = _panels(2, height=1.2 + 0.22 * len(s), sharey=True, width_ratios=(2, 1))
+    black, white = dict(color="black"), dict(mfc="white", mec="black")
+    _dots(said, s, {"UA": black | dict(label="the given, wrong label"), "UA_true": white | dict(label="the true one")})
+    _dots(test, s, {"TA": black})
+    said.set(yticks=range(len(s)), yticklabels=[title(results, m) for m in s.index], xlabel="forgotten images on which it says … [%]")
+    test.set(xlabel="test accuracy [%]"); said.invert_yaxis()
+    said.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=9, frameon=False)
+    return _signed(fig, results)
 
 # %% ../nbs/90_report.ipynb #f797af39
 def witness(results: Results) -> pd.DataFrame:  # percent, as text

@@ -27,6 +27,7 @@ def distillation(
 class AwayFromTeacher(ForgetLoss):
     "Away from the original's output."
     temperature: float = 1.
+    looks = 1  # through the original
 
     def __call__(self, run, forget, retain):
         with torch.no_grad(): teacher = outputs(run.original, forget.x)
@@ -38,6 +39,7 @@ class TowardsTeacher(RetainLoss):
     alpha: float = 0.1      # weight of the distillation
     gamma: float = 3.       # weight of the ordinary loss
     temperature: float = 1.
+    looks = 1
 
     def __call__(self, run, logits, batch, ordinary):
         with torch.no_grad(): teacher = outputs(run.original, batch.x)
