@@ -223,7 +223,8 @@ def test_a_number_that_is_no_position_is_named_by_line(write, bad, says): refuse
 
 
 @pytest.mark.parametrize('bad, says', [('cat/9.png', r"not an image under train/.*did you mean 'cat/0\d.png'"), ('Dog/kuhe.png', "did you mean 'dog/Kühe.png'"), ('../x', 'leads out of train/'), (r'..\..\secret.png', 'leads out'), ('cat/../../test/cat/00.png', 'leads out'),
-                                       ('test/cat/00.png', 'test images are never trained on'), ('TREE/test/cat/00.png', 'test images are never'), ('/etc/hostname', 'outside of'), ('cat/notes.txt', 'not one of the images that were read'), ('12', "'12', which is not an image")])
+                                       ('test/cat/00.png', 'test images are never trained on'), ('TREE/test/cat/00.png', 'test images are never'), ('/etc/hostname', 'outside of'), ('cat/notes.txt', 'not one of the images that were read'), ('12', "'12', which is not an image"),
+                                       (r'test\cat\00.png', 'test images are never'), (r'cat\notes.txt', 'not one of the images that were read')])
 def test_what_is_no_path_is_named_by_line(tree, write, bad, says): refused(write(f'cat/00.png\n\n{bad.replace("TREE", str(tree))}\n'), f'forget.txt, line 3, names .*{says}', tree)
 
 
