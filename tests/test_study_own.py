@@ -14,6 +14,7 @@ from unlearning.ensemble import Store, describe, hash_of
 from unlearning.models import NETWORKS
 from unlearning.study import Blueprint, Maker, blueprint, half, maker, network_tasks, original_task, run_study
 from unlearning.training import Training, fit, logits
+from unlearning.unlearn import Recipe, Repair
 
 ROOT, HERE = Path(unlearning.__file__).parent.parent, Path(__file__).parent
 ONE = dict(finetune=RECIPES['finetune'])
@@ -390,7 +391,8 @@ def test_numpy_scalars_are_numbers(tmp_path):
     (dict(training=Training(augment='flip')), r"training.augment is 'flip', a str: pass a tuple, such as \('flip',\)"),
     (dict(training=Training(optimizer='adam')), "unknown optimizer 'adam': use 'sgd' or 'adamw'"),
     (dict(training=Training(schedule='linear')), "unknown schedule 'linear': use 'onecycle'"),
-    (dict(training=Training(precision='fp8')), "unknown precision 'fp8': use 'auto'")])
+    (dict(training=Training(precision='fp8')), "unknown precision 'fp8': use 'auto'"),
+    (dict(recipes={'mine': Recipe(name='mine', phases=(Repair(training=Training(augment='flip')),))}), r"recipes\['mine'\].phases\[0\].training.augment is 'flip', a str: pass a tuple")])
 def test_option_of_another_type_is_refused_by_name_before_the_work(tmp_path, wrong, says):
     with pytest.raises(ValueError, match=says): tiny(tmp_path/'study', **wrong)
     assert not (tmp_path/'study').exists()
