@@ -19,11 +19,12 @@ ROOMS = dict(
     show="accuracies plot_history show_images wrong_digits",
     unlearn="Constraint Descend Edit Erase ForgetLoss Freeze Recipe Repair RetainCollapse RetainLoss Run follow "
             "unlearn",
-    study="Results Study run_study",
-    report="chance_table forget_table mia_table save_report summary")
+    study="Results Study pack run_study unpack",
+    report="chance_table forget_table mia_table save_report summary",
+    league="league_table plot_league yardsticks")
 INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset", "methods.recipes": "RECIPES transfer",
          "metrics.accuracy": "accuracy", "metrics.forget_quality": "forget_quality statistic",
-         "metrics.membership_inference": "svc_mia"}
+         "metrics.membership_inference": "svc_mia", "metrics.memory_left": "memory_left"}
 
 # %% ../nbs/99_front.ipynb #af126008
 import sys

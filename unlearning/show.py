@@ -69,21 +69,24 @@ STYLES = {"retain": dict(color="gray", marker="o", ls="-"), "test": dict(color="
 SAID = {"retain": "retain", "test": "test", "forget": "forget (given labels)", "forget, true": "forget (true labels)",
         "test, kept": "test (classes kept)", "test, gone": "test (classes gone)"}
 
+def _in_words(history, retrain, column):
+    before, after = history[column].iloc[[0, -1]]
+    return f"{SAID[column]}: {before:.1f} → {after:.1f} ({retrain[column]:.1f})"
+
 def plot_history(
     history: pd.DataFrame,  # a row for each phase, as `follow` gives it
     retrain: dict,          # `accuracies` of a retrained network
     title: str = "", ax=None,
 ):
-    "Accuracies after each phase, and Retrain's at the right edge."
+    "Accuracies after each phase, Retrain's at the right edge, and both in figures beside it."
     ax, last = ax or plt.subplots(figsize=(6, 2.6))[1], len(history)
-    for column in (c for c in STYLES if c in history):
-        style = STYLES[column]
-        ax.plot(range(last), history[column], ms=5, mfc="white", label=SAID[column], **style)
-        ax.plot([last - 0.4, last + 0.4], [retrain[column]] * 2, color=style["color"], ls=style["ls"], lw=2)
-        ax.plot(last, retrain[column], color=style["color"], marker=style["marker"], ms=5)
+    columns = [c for c in STYLES if c in history]
+    for column, at in zip(columns, last + np.linspace(-0.3, 0.3, len(columns))):
+        style = STYLES[column] | dict(zorder=4 if column == "test" else 3)  # test lies on top: it is what a method costs
+        ax.plot(range(last), history[column], ms=5, mfc="white", label=_in_words(history, retrain, column), **style)
+        ax.plot(at, retrain[column], ms=5, **style)
     ax.axvspan(last - 0.5, last + 0.5, color="whitesmoke", zorder=0)
-    names = [*(phase.split(" ", 1)[-1] for phase in history.index), "Retrain"]
-    ax.set_xticks(range(last + 1), names, rotation=30, ha="right", fontsize=8)
-    ax.set(ylabel="accuracy [%]", ylim=(-5, 105), title=title)
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.set_xticks(range(last + 1), [*history.index, "Retrain"], rotation=30, ha="right", fontsize=8)
+    ax.set(ylabel="accuracy [%]", ylim=(-5, 105), title=title or history.attrs.get("title", ""))
+    ax.legend(title="before → after (Retrain) [%]", title_fontsize=8, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return ax

@@ -440,4 +440,7 @@ def follow(
     def look(phase, student):
         if not rows: rows["original"] = accuracies(model, split)
         rows[f"{len(rows)} {phase.role}"] = accuracies(student, split)
-    return unlearn(model, split, recipe, seed, after_phase=look), pd.DataFrame(rows).T
+    unlearned = unlearn(model, split, recipe, seed, after_phase=look)
+    history = pd.DataFrame(rows).T
+    history.attrs["title"] = recipe.title
+    return unlearned, history
