@@ -249,12 +249,20 @@ def test_a_clamp_from_zero_is_an_activation(how):
     assert [m.size for m in masks(net).values()] == [(8, 14, 14), (8, 12, 12)] and hold(net, X)
 
 
+def test_a_hidden_layer_of_the_images_shape_is_no_image():
+    class Same(Functional):
+        def __init__(self): super().__init__(); self.same = nn.Conv2d(3, 3, 3, padding=1)
+        def forward(self, x): return self.fc(F.relu(self.conv1(self.same(x.clamp(0, 1)).clamp(min=0))).mean((2, 3)))
+    assert [m.size for m in masks(place_masks(build(Same), X)).values()] == [(3, 16, 16), (8, 14, 14)]
+
+
 def test_other_clamps_are_none():
     net = place_masks(build(lambda: Clamps(lambda x: x.clamp(-1, 1))), X)
     assert [m.size for m in masks(net).values()] == [(8, 12, 12)]
 
 
-@pytest.mark.parametrize('larger', [lambda x: torch.maximum(x, torch.zeros_like(x)), lambda x: torch.max(x, torch.zeros(())), lambda x: x.maximum(x.new_zeros(1))])
+@pytest.mark.parametrize('larger', [lambda x: torch.maximum(x, torch.zeros_like(x)), lambda x: torch.max(x, torch.zeros(())), lambda x: x.maximum(x.new_zeros(1)),
+                                    lambda x: x.clamp(min=x.new_zeros(1))])
 def test_a_maximum_with_zero_is_refused(larger):
     with pytest.raises(ValueError, match=r'Clamps \(the network itself\): the larger of x and 0 is an activation.*make it an nn.ReLU'):
         place_masks(build(lambda: Clamps(larger)), X)

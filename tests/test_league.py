@@ -65,13 +65,34 @@ def test_without_a_control_nothing_is_said():
     results = made_up(dict(half=0.5))
     bare = {m: a for m, a in results.answers.items() if not m.startswith('control-')}
     with pytest.raises(ValueError, match='half has no control: run the study with control=True'): lineages(replace(results, answers=bare), 'half')
-    assert list(league(replace(results, answers=bare), True).index) == ['reference', 'original']
+    found = league(replace(results, answers=bare), True)
+    assert list(found.index) == ['half', 'reference', 'original'] and found.lineages['half'] == 0 and np.isnan(found.memory['half'].value)
+
+
+@pytest.mark.parametrize('lost', [('half',), ('control-half',), ('half', 'control-half')])
+def test_a_row_whose_networks_were_lost_stays_and_says_so(lost):
+    results = made_up(dict(half=0.5, nothing=0.))
+    left = replace(results, answers={m: a for m, a in results.answers.items() if m not in lost}, networks=results.networks[~results.networks.method.isin(lost)])
+    table = league_table(league(left, True), left)
+    assert table.loc['Half', 'memory left, % ↓'] == '–' and table.loc['Half', 'lineages'] == 0 and table.loc['Nothing', 'lineages'] == 8
+    assert 'Half (10 %)' not in {t.get_text() for t in plot_league(league(left, True), left).axes[0].texts}
+
+
+def test_single_survivors_of_other_seeds_are_no_lineage():
+    results = made_up(dict(half=0.5), K=5)
+    def only(row, k):
+        a = results.answers[row]
+        return Answers(a.seeds[[k]], *({part: v[[k]] for part, v in which.items()} for which in (a.confidence, a.correct)))
+    left = replace(results, answers=results.answers | {'half': only('half', 0), 'control-half': only('control-half', 1)})
+    assert {k: len(v) for k, v in lineages(left, 'half').items()} == dict(U=0, C=0, O=0, R=0) and league(left, True).lineages['half'] == 0
 
 
 def test_where_nothing_was_remembered_the_table_says_so():
     results = made_up(dict(half=0.5), remembered=0.)
-    table = league_table(league(results, True), results)
-    assert (table['memory left, % ↓'] == '–').all()
+    found = league(results, True)
+    table = league_table(found, results)
+    assert (table['memory left, % ↓'] == 'nothing was remembered').all() and (table['mark, %'] == '–').all()
+    assert not plot_league(found, results).axes[0].texts
 
 
 def test_table_and_picture():

@@ -21,7 +21,7 @@ from unlearning.methods.scrub import AwayFromTeacher, TowardsTeacher, distillati
 from unlearning.methods.soft_relabeling import SoftRelabel, soft_targets
 from unlearning.models import create_model
 from unlearning.training import Training, fit, logits
-from unlearning.unlearn import Descend, Edit, Erase, Freeze, Recipe, Repair, RetainLoss, Run, unlearn
+from unlearning.unlearn import Descend, Edit, Erase, Freeze, Recipe, Repair, RetainLoss, Run, run_recipe, unlearn
 from unlearning.weights import load_weights, save_weights
 
 pytestmark = pytest.mark.filterwarnings('ignore::unlearning.unlearn.RetainCollapse')  # the paper's settings, on digits
@@ -351,3 +351,15 @@ def test_a_budget_refuses_what_it_cannot_pay():
     budget = Budget(load_split('digits', forget=90), Training(epochs=12, batch_size=64, lr=0.1, augment=()), 0.05)
     with pytest.raises(ValueError, match='ssd cannot be done for a share of 0.05: .* 988 image passes, and the budget is 485'): WITHIN['ssd'](budget)
     with pytest.raises(ValueError, match="there is no method 'surgery'"): all_within(budget, {'surgery': {}})
+
+
+@pytest.mark.parametrize('forget, batch_size, retain', [(90, 32, None), (90, 32, 100), (90, 90, 300), (5, 64, 50)])
+def test_the_cost_of_an_erase_phase_is_what_it_asks_for(forget, batch_size, retain):
+    """Images that go through the student, counted."""
+    split, seen = load_split('digits', forget=forget), []
+    net = create_model('small', 10, 1, 8)
+    recipe = Recipe(name='counted', phases=(Erase(forget=Ascend(), step=OrthogonalToRetain(), passes=2, batch_size=batch_size, retain_batch_size=retain, lr=1e-4),))
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda m, args: seen.append(len(args[0])) if isinstance(m, torch.nn.Linear) and m.training is False else None)
+    try: run_recipe(net, split, recipe, 0)
+    finally: handle.remove()
+    assert sum(seen) == recipe.images(split)

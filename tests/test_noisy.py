@@ -188,3 +188,11 @@ def test_other_tables_are_what_they_were(studied, tmp_path):
     assert 'UA_true' not in results.networks and 'UA, true ↑' not in forget_table(results) and 'UA_true' not in summary(results)
     assert save_report(results, tmp_path).read_text().startswith('Membership inference')
     assert all('truth' not in m.settings for m in measurements(study, network_tasks(study)).values())  # records of old keep their keys
+
+
+def test_wrong_labels_at_chosen_places():
+    split = load_split('digits', forget=90)
+    made = wrong_labels(split, at=[3, 5, 8], seed=1)
+    assert made.forget.indices.tolist() == split.train.indices[[3, 5, 8]].tolist() and (made.forget.labels != made.forget.truth).all()
+    assert torch.equal(made.retain.labels, made.retain.truth) and len(made.train) == 898
+    with pytest.raises(ValueError): wrong_labels(split, at=[898])

@@ -64,9 +64,10 @@ def _is_activation(func, args, kwargs):
     low = kwargs.get("min", args[1] if len(args) > 1 else None)
     return isinstance(low, (int, float)) and low == 0
 
-def _is_hidden(func, args):
+def _is_hidden(func, args, kwargs):
     "Is this the larger of a tensor and zeros?"
     zero = lambda v: isinstance(v, torch.Tensor) and not v.requires_grad and not v.any()
+    if func in _CLAMPING: return any(map(zero, (kwargs.get("min"), *args[1:2])))
     return func in _LARGER and len(args) > 1 and any(map(zero, args))
 
 _LARGER = {f for name in ("maximum", "max", "fmax") for f in _named(name)}
@@ -98,6 +99,7 @@ class Call:
     out: torch.Tensor
     module: nn.Module = None  # which did nothing but activate, if there is one
     mask: Mask = None         # to be put behind it
+    early: bool = False       # before any layer with weights has run
 
 # %% ../nbs/21_activations.ipynb #f6700b91
 def _only_activates(frame, out):
@@ -113,11 +115,12 @@ class Pass(TorchFunctionMode):
     def __init__(self, net):
         super().__init__()
         self.net, self.frames, self.calls, self.hidden, self.frame = net, [], [], [], None
+        self.early = True  # until a layer with weights has run
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if self.frame and _is_activation(func, args, kwargs or {}): self.calls.append(Call(func, self.frame, out))
-        if self.frame and _is_hidden(func, args): self.hidden.append(self.frame.module)
+        if self.frame and _is_activation(func, args, kwargs or {}): self.calls.append(Call(func, self.frame, out, early=self.early))
+        if self.frame and _is_hidden(func, args, kwargs or {}): self.hidden.append(self.frame.module)
         return out
 
     def enter(self, m, args, kwargs):
@@ -125,10 +128,10 @@ class Pass(TorchFunctionMode):
         self.frames.append(self.frame)
 
     def leave(self, m, args, out):
-        frame, self.frame = self.frame, self.frame.parent
+        frame, self.frame, self.early = self.frame, self.frame.parent, self.early and not m._parameters
         own = [c for c in self.calls if c.frame is frame and c.module is None]
         if not own or not _only_activates(frame, out): return
-        self.calls = [c for c in self.calls if c not in own] + [Call(own[-1].func, frame.parent, out, m)]
+        self.calls = [c for c in self.calls if c not in own] + [Call(own[-1].func, frame.parent, out, m, early=own[0].early)]
 
 # %% ../nbs/21_activations.ipynb #46fce384
 def record(
@@ -447,7 +450,7 @@ def _depends(call, x):
 def _of_images(seen, x):
     "The recorded calls whose output is a batch that depends on the images."
     for call, fewer in zip(seen.calls, record(seen.net, x[1:].clone()).calls, strict=True):
-        if call.func in _CLAMPING and call.out.shape == x.shape: continue  # pixels in their range
+        if call.func in _CLAMPING and call.early: continue  # pixels, put in their range
         if _batched(call, fewer, len(x)): yield call
         elif _depends(call, x):
             out = f"the output of {call.func.__name__}, {tuple(call.out.shape)}"
@@ -559,7 +562,10 @@ def _verified(net, x):
     "A plan that was tried on a copy; where wrapping does not do, the second try rewrites."
     with torch.compiler.set_stance("force_eager"):  # compiled parts run as they are written
         for simple in (True, False):
-            plan = _plan(copy_network(net), x, simple)
+            try: plan = _plan(copy_network(net), x, simple)
+            except ValueError:
+                if simple: continue
+                raise
             why = _why_not(net, _carry_out(plan, copy_network(net)), x)
             if why is None: return plan
     raise ValueError(f"no masks can be placed in {type(net).__name__}: {why}: {_REMEDY}")

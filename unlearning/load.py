@@ -595,6 +595,7 @@ def wrong_labels(
     split: Split,
     share: float = 0.1,  # of the training images
     seed: int = 0,
+    at=None,             # which: positions in train, in the place of a share
 ) -> Split:
     "The same images, of which a share has wrong labels and is to be forgotten. `ValueError` if that is none, or all."
     n, classes = len(split.train), len(split.classes)
@@ -603,7 +604,8 @@ def wrong_labels(
         raise ValueError(f"a share of {share} names {wrong} of {n} training images: "
                          f"ask for one that names 1 to {n - 1}")
     rng = np.random.default_rng([seed, 5])
-    at = np.sort(rng.choice(n, wrong, replace=False))
+    if at is not None: share = len(at := check_forget(at, n)) / n
+    else: at = np.sort(rng.choice(n, wrong, replace=False))
     truth = split.train.labels if split.train.truth is None else split.train.truth
     train = replace(split.train, labels=_mislabel(truth.cpu(), at, classes, rng).to(truth.device), truth=truth)
     made = make_split(train, split.test, at, split.classes, f"{split.name} ({100 * share:.3g} % wrong labels)")

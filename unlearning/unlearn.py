@@ -177,8 +177,9 @@ class Erase(Phase):
         return per_pass, self.passes * per_pass
 
     def images(self, split):
-        beside = self.step.retain_batches * (self.retain_batch_size or self.batch_size) / self.batch_size
-        return self.passes * len(split.forget) * (passes_of(self.forget) + beside * passes_of(self.retain))
+        n, full = len(split.forget), math.ceil(len(split.forget) / self.batch_size) * (self.retain_batch_size or 0)
+        beside = self.step.retain_batches * (full or n)  # the last batch of forget may be short, its retain batch not
+        return self.passes * (n * passes_of(self.forget) + beside * passes_of(self.retain))
 
     def smallest(self, split):
         last = len(split.forget) % self.batch_size or self.batch_size

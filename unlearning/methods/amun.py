@@ -36,10 +36,11 @@ def mistaken(
     model, images: Images, clean, y,
     bound: float = 0.04,  # the first radius, doubled until the answer is wrong
     steps: int = 50,      # at each radius
+    radii: int = 10,      # at most so many
 ):                        # pixels; the classes for which they are taken, y where the attack has failed
     "A neighbour of each image that the network mistakes for another class, as near as the attack finds one."
     pixels, radius = clean, torch.full((len(y),), bound, device=clean.device)
-    while (radius < clean[0].numel()**0.5).all():
+    for _ in range(radii):
         for _ in range(steps):
             right = answers(model, images, pixels) == y
             if not right.any(): break
@@ -56,11 +57,11 @@ def joined(*parts: Images) -> Images:
     source = torch.cat([scaled(part.images) for part in parts])
     return Images(source, cat("labels"), cat("indices"), parts[0].mean, parts[0].std)
 
-def neighbours(model, images: Images, bound: float = 0.04, steps: int = 50, batch_size: int = 250) -> Images:
+def neighbours(model, images: Images, bound: float = 0.04, steps: int = 50, radii: int = 10, batch_size: int = 250) -> Images:
     "Each image's mistaken neighbour, labelled by the mistake; without those for which none was found."
     found = []
     for batch in batches(images, batch_size):
-        pixels, y = mistaken(model, images, scaled(images.take(batch.at)), batch.y, bound, steps)
+        pixels, y = mistaken(model, images, scaled(images.take(batch.at)), batch.y, bound, steps, radii)
         near = replace(images[batch.at.cpu()], source=pixels, labels=y, rows=None, truth=None)
         found.append(near[(y != batch.y).nonzero().flatten().cpu()])
     return joined(*found)
@@ -71,21 +72,23 @@ class NeighbourRepair(Repair):
     "Training on retain, on forget with its labels, and on forget's mistaken neighbours with theirs."
     bound: float = 0.04       # the attack's first radius
     attack_steps: int = 50    # at each radius
+    radii: int = 10           # at most
     with_forget: bool = True  # False: forget images themselves are left out
 
     def size(self, split): return len(split.retain) + (1 + self.with_forget) * len(split.forget)  # all are mistaken
-    def images(self, split): return super().images(split) + self.attack_steps * len(split.forget)  # at one radius
+    def images(self, split):  # at most: a step is there and back, and a look at the answer
+        return super().images(split) + 4 / 3 * self.attack_steps * self.radii * len(split.forget)
     def data(self, run):
-        found = neighbours(run.original, run.split.forget, self.bound, self.attack_steps)
+        found = neighbours(run.original, run.split.forget, self.bound, self.attack_steps, self.radii)
         return joined(run.split.retain, *[run.split.forget][:self.with_forget], found)
 
 # %% ../../nbs/methods/63_amun.ipynb #e6c2e49b
 def amun(
-    *, bound: float = 0.04, steps: int = 50,
+    *, bound: float = 0.04, steps: int = 50, radii: int = 10,
     with_forget: bool = True,  # False: the source's "advonly"
     repair: Training = Training(epochs=10, batch_size=128, lr=0.01, schedule="cosine", label_smoothing=0),
     source: str = "Ebrahimpour-Boroojeny et al., 2025 (Ali-E/AMUN)",
 ) -> Recipe:
     "Train on everything, and on near images that the original mistakes, labelled by the mistake."
     return Recipe(name="amun", title="AMUN", source=source, phases=(NeighbourRepair(
-        training=repair, bound=bound, attack_steps=steps, with_forget=with_forget),))
+        training=repair, bound=bound, attack_steps=steps, radii=radii, with_forget=with_forget),))

@@ -58,6 +58,11 @@ class Budget:
         if length < (1 if whole else 0.05): raise ValueError(TOO_LITTLE.format(make(1).name, self.share, one, self.passes))
         return make(round(length, 3))
 
+    def fitted(self, recipe) -> Recipe:
+        "The recipe, its repairs longer or shorter by one factor, so that it spends the budget."
+        def longer(p, n): return replace(p, training=replace(p.training, epochs=p.training.epochs * n)) if isinstance(p, Repair) else p
+        return self.spend(lambda n: replace(recipe, phases=tuple(longer(p, n) for p in recipe.phases)))
+
 TOO_LITTLE = ("{} cannot be done for a share of {}: a length of 1 takes {:,.0f} image passes, and the budget is {:,.0f}; "
               "give it a larger share, or fewer passes over forget")
 
@@ -179,10 +184,10 @@ def within_bad_teacher(b, erase_lr=1e-4, temperature=1.):
     return b.spend(lambda n: bad_teacher(temperature=temperature, erase=erase | dict(passes=n)), whole=True)
 
 @_named
-def within_amun(b, lr=0.5, batch=0.5, steps=2):
-    "Few steps of the attack: each is an image pass for every forget image."
+def within_amun(b, lr=0.5, batch=0.5, steps=2, radii=3):
+    "Few steps of the attack, from a wide radius on: each step is more than an image pass for every forget image."
     repair = _repair(b, lr, batch)
-    return b.spend(lambda n: amun(steps=steps, bound=0.3, repair=repair(n)))
+    return b.spend(lambda n: amun(steps=steps, bound=0.5, radii=radii, repair=repair(n)))
 
 # %% ../../nbs/methods/68_budget.ipynb #baf33eee
 @_named
@@ -208,7 +213,7 @@ def within_ssd(b, alpha=10., bound=1.):
     raise ValueError(TOO_LITTLE.format("ssd", b.share, recipe.images(b.split), b.passes))
 
 # %% ../../nbs/methods/68_budget.ipynb #7e691dfe
-SETTINGS = {}  # what they were tuned for, and at which share: name of the method: its numbers
+SETTINGS = {}  # by name: dict(share=…, source=…, methods={name: its numbers}), as experiments/tuning found them
 
 def all_within(
     budget: Budget,
