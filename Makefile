@@ -14,11 +14,11 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Threads that wait for one another sleep: on a crowded machine spinning takes many times as long, on a free one it gains a little.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help study cifar10 celeba test check export lab clean
+.PHONY: help study cifar10 celeba test test-all check export lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "PYTHON=$(PYTHON) makes .venv; PROFILE=$(PROFILE) is for cifar10 and celeba; WORKERS=$(WORKERS) processes run the tests."
 
@@ -55,7 +55,10 @@ cifar10: $(READY) $(NBS)/profiles/cifar10/$(PROFILE).yaml  ## the CIFAR-10 study
 celeba: $(READY) $(NBS)/profiles/celeba/$(PROFILE).yaml  ## the study of people: make celeba PROFILE=writers
 	$(call run,$(NBS)/celeba.ipynb,runs/celeba-$(PROFILE),-f $(NBS)/profiles/celeba/$(PROFILE).yaml)
 
-test: $(READY)  ## one pytest run over the notebooks and tests/
+test: $(READY)  ## one pytest run over the notebooks and tests/, but for the five longest experiments
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10 -m "not slow"
+
+test-all: $(READY)  ## those too, as continuous integration does
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10
 
 # $(call regenerate,folder of programs), in the current folder. nbdev exports nothing while IN_TEST is set.

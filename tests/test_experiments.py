@@ -1,7 +1,7 @@
 """Each experiment notebook, run by papermill as its reader would, at its smallest."""
 from pathlib import Path
 
-import nbformat, papermill, pytest
+import nbformat, pandas as pd, papermill, pytest
 from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_notebook
 
@@ -70,6 +70,7 @@ def test_noisy_labels_as_they_stand(run, tmp_path):
     assert 'digits (10 % wrong labels): 898 training images, 90 of them to forget' in shown and (tmp_path/'noisy_labels.ipynb').stat().st_size < 1e6
 
 
+@pytest.mark.slow
 def test_noisy_labels_of_people_partly_known(run, tmp_path):
     if not (data_root()/'cifar-10n').is_dir(): pytest.skip(f'no cifar-10n in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
     shown, pictures = run('noisy_labels', dataset='cifar10n', known=0.3, subset=500, settings='cifar10_fifth', epochs=2.0, batch_size=128, jobs=1, out=str(tmp_path/'out'))
@@ -77,6 +78,7 @@ def test_noisy_labels_of_people_partly_known(run, tmp_path):
     assert 'cifar10n (random1, 30 % of the wrong ones known): 500 training images, 26 of them to forget' in shown
 
 
+@pytest.mark.slow
 def test_cifar10_as_it_stands(run, tmp_path):
     if not (data_root()/'cifar-10-batches-py').is_dir(): pytest.skip(f'no cifar-10-batches-py in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
     shown, pictures = run('cifar10', out=str(tmp_path/'out'))
@@ -94,6 +96,7 @@ def test_celeba_on_rendered_faces(run, tmp_path):
     assert (tmp_path/'celeba.ipynb').stat().st_size < 1e6
 
 
+@pytest.mark.slow
 def test_rendered_faces_in_the_place_of_celeba_are_not_taken_for_it(run, tmp_path, monkeypatch):
     render_faces(tmp_path/'data', 1000, 50, progress=False)
     monkeypatch.setenv('UNLEARNING_DATA', str(tmp_path/'data'))
@@ -101,6 +104,7 @@ def test_rendered_faces_in_the_place_of_celeba_are_not_taken_for_it(run, tmp_pat
     assert 'These are results for rendered faces' in shown and 'ours' not in shown and 'celeba: ' not in (tmp_path/'out'/'tables.txt').read_text()
 
 
+@pytest.mark.slow
 def test_celeba_on_writers(run, tmp_path):
     if not (data_root()/'QMNIST').is_dir(): pytest.skip(f'no QMNIST in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
     shown, pictures = run('celeba', dataset='writers', subset=3000, share=0.05, epochs=1.0, out=str(tmp_path/'out'))
@@ -115,11 +119,18 @@ def test_architectures_as_they_stand(run, tmp_path):
 
 
 def test_tuning(run, tmp_path):
-    run('tuning', trials=1, epochs=2.0, subset=300, jobs=1, out=str(tmp_path/'out'))
+    run('tuning', trials=1, epochs=10.0, out=str(tmp_path/'out'))
     rows = (tmp_path/'out'/'tuning.csv').read_text().splitlines()
-    assert len(rows) == 1 + 2 + 7  # a header, original and Retrain, a trial of each method
+    assert [row.split(',')[:2] for row in rows[1:]] == 2 * [['finetune#0', 'finetune'], ['gradient_surgery#0', 'gradient_surgery']]  # two rounds
 
 
+def test_league(run, tmp_path):
+    shown, _ = run('league', methods=['finetune'], subset=300, epochs=10.0, out=str(tmp_path/'out'))
+    assert 'memory left, %' in shown and 'defaults that nobody has tuned' in shown
+    assert {'Finetune', 'Retrain, once more', 'No Unlearning'} == set(pd.read_csv(tmp_path/'out'/'league.csv', index_col=0).index)
+
+
+@pytest.mark.slow
 def test_benchmark_as_it_stands(run):
     shown, _ = run('benchmark')
     assert 'times faster' in shown and 'prob' in shown
