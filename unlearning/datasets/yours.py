@@ -189,7 +189,8 @@ def paths_of(dataset, paths=None) -> list | None:
     if paths is None and not isinstance(dataset, DatasetFolder): return None
     if paths is None: paths = [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]
     paths = [Path(p).as_posix() for p in paths]
-    if len(paths) != len(dataset): raise ValueError(f"paths names {len(paths)} of {len(dataset)} training images: name each")
+    if len(paths) != len(dataset):
+        raise ValueError(f"paths names {len(paths)} of {len(dataset)} training images: name each")
     if twice := next((p for p, n in Counter(paths).items() if n > 1), None):
         raise ValueError(f"two training images are called {twice!r}: give each a name of its own, with its folder, say")
     return paths
@@ -202,7 +203,7 @@ def from_dataset(
     mean=None, std=None,  # with which the network was trained, for pixels in [0, 1]; None: those of train
     val=None,             # another, for tuning
     channels=None,        # how many; None: 1 or 3, as the first image has
-    paths=None,           # what each training image is called in a forget list; None: an ImageFolder's paths, else nothing
+    paths=None,           # names of the training images, for forget lists; None: an ImageFolder's own
     cache=None,           # folder for more than a gigabyte of pixels; None: pixels/ in the data root
 ) -> Source:
     "Your own data as a source. `ValueError` says what about them cannot be used, and the remedy."

@@ -55,12 +55,14 @@ class Budget:
         one, two = (make(n).images(self.split) for n in (1, 2))
         length = 1 + (self.passes - one) / (two - one)
         if whole: length = floor(length)
-        if length < (1 if whole else 0.05): raise ValueError(TOO_LITTLE.format(make(1).name, self.share, one, self.passes))
-        return make(round(length, 3))
+        if length >= (1 if whole else 0.05): return make(round(length, 3))
+        raise ValueError(TOO_LITTLE.format(make(1).name, self.share, one, self.passes))
 
     def fitted(self, recipe) -> Recipe:
         "The recipe, its repairs longer or shorter by one factor, so that it spends the budget."
-        def longer(p, n): return replace(p, training=replace(p.training, epochs=p.training.epochs * n)) if isinstance(p, Repair) else p
+        def longer(p, n):
+            if not isinstance(p, Repair): return p
+            return replace(p, training=replace(p.training, epochs=p.training.epochs * n))
         return self.spend(lambda n: replace(recipe, phases=tuple(longer(p, n) for p in recipe.phases)))
 
 TOO_LITTLE = ("{} cannot be done for a share of {}: a length of 1 takes {:,.0f} image passes, and the budget is {:,.0f}; "
@@ -105,7 +107,8 @@ def within_scrub(b, lr=0.3, batch=0.5, erase_lr=2e-4, alpha=0.1, rounds=1):
 @_named
 def within_soft_relabeling(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=1, temperature=4.):
     repair = _repair(b, lr, batch)
-    return b.spend(lambda n: soft_relabeling(temperature=temperature, erase=_erase(b, erase_lr, passes), repair=repair(n)))
+    erase = _erase(b, erase_lr, passes)
+    return b.spend(lambda n: soft_relabeling(temperature=temperature, erase=erase, repair=repair(n)))
 
 @_named
 def within_gradient_surgery(b, lr=1., batch=0.5, erase_lr=0.002, passes=1, l1=1e-7):
@@ -130,7 +133,8 @@ def within_soft_witness(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=2, temperatu
     "`learned`: the part of the budget in which the witness learns."
     repair, epochs = _repair(b, lr, batch), learned * b.share * b.training.epochs
     seen = replace(b.training, epochs=epochs)
-    return b.spend(lambda n: soft_witness(witness=seen, temperature=temperature, erase=_erase(b, erase_lr, passes), repair=repair(n)))
+    fixed = dict(witness=seen, temperature=temperature, erase=_erase(b, erase_lr, passes))
+    return b.spend(lambda n: soft_witness(repair=repair(n), **fixed))
 
 # %% ../../nbs/methods/68_budget.ipynb #fd148372
 @_named
@@ -193,18 +197,21 @@ def within_amun(b, lr=0.5, batch=0.5, steps=2, radii=3):
 @_named
 def within_dual_scrub(b, lr=0.1, batch=0.5, erase_lr=1e-4, alpha=0.5, rounds=2):
     repair = _repair(b, 1., batch)
-    return b.spend(lambda n: dual_scrub(alpha=alpha, rounds=rounds, repair=repair(n / rounds), retain=dict(lr=b.training.lr * lr),
-                                        forget=dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05)))
+    forget, retain = dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05), dict(lr=b.training.lr * lr)
+    fixed = dict(alpha=alpha, rounds=rounds, forget=forget, retain=retain)
+    return b.spend(lambda n: dual_scrub(repair=repair(n / rounds), **fixed))
 
 @_named
 def within_dual_salun(b, lr=0.1, batch=0.5, erase_lr=1e-4, share=0.5, epochs=2):
     repair = _repair(b, 1., batch)
-    return b.spend(lambda n: dual_salun(share=share, epochs=epochs, repair=repair(n / epochs), retain=dict(lr=b.training.lr * lr),
-                                        forget=dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05)))
+    forget, retain = dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05), dict(lr=b.training.lr * lr)
+    fixed = dict(share=share, epochs=epochs, forget=forget, retain=retain)
+    return b.spend(lambda n: dual_salun(repair=repair(n / epochs), **fixed))
 
 @_named
 def within_sfron(b, erase_lr=0.01, alpha=25., retain_steps=5):
-    return b.spend(lambda n: sfron(alpha=alpha, retain_steps=retain_steps, erase=_erase(b, erase_lr, n, schedule="cosine")), whole=True)
+    def longer(n): return sfron(alpha=alpha, retain_steps=retain_steps, erase=_erase(b, erase_lr, n, schedule="cosine"))
+    return b.spend(longer, whole=True)
 
 @_named
 def within_ssd(b, alpha=10., bound=1.):
@@ -221,7 +228,8 @@ def all_within(
 ) -> tuple:                        # recipes by name; why by name, of those that do not fit
     "Every method within a budget. `ValueError`: settings for a method that there is not."
     settings, recipes, too_dear = settings or {}, {}, {}
-    if unknown := set(settings) - set(WITHIN): raise ValueError(f"there is no method {unknown.pop()!r}: use {', '.join(WITHIN)}")
+    if unknown := set(settings) - set(WITHIN):
+        raise ValueError(f"there is no method {unknown.pop()!r}: use {', '.join(WITHIN)}")
     for name, make in WITHIN.items():
         try: recipes[name] = replace(make(budget, **settings.get(name, {})), name=name)
         except ValueError as e: too_dear[name] = str(e)
