@@ -37,9 +37,10 @@ def noise(
     again: float = 0.005,  # std of what is added before the last epoch
     repair: Training = Training(epochs=4, batch_size=64, lr=7e-4, schedule="cosine", label_smoothing=0,
                                 class_weights=True, augment=()),
+    last: float = 1.,      # epochs of the repair after that
     source: str = "Achour, third place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop3)",
 ) -> Recipe:
-    "Noise on the first convolution, then training on retain, with a little more noise before its last epoch (CFW)."
-    most, last = (Repair(training=replace(repair, epochs=n), keep="repairs") for n in (repair.epochs - 1, 1))
+    "Noise on the first convolution, then training on retain, with a little more noise before its end (CFW)."
+    most, end = (Repair(training=replace(repair, epochs=n), keep="repairs") for n in (repair.epochs - last, last))
     return Recipe(name="noise", title="Noise (CFW)", source=source,
-                  phases=(AddNoise(std=std), most, AddNoise(std=again), last))
+                  phases=(AddNoise(std=std), most, AddNoise(std=again), end))

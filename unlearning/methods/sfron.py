@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from .gradient_surgery import dot
-from .ssd import importance
+from .ssd import importance, sample
 from ..models import outputs
 from ..unlearn import Descend, Erase, ForgetLoss, Recipe
 
@@ -40,6 +40,7 @@ class SalientThenRetain(Descend):
     ratio: float = 1.      # of forget's importance to retain's, from which on a weight is salient
     max_norm: float = 7.   # of the forget gradient
     retain_steps: int = 5  # after each step on forget
+    looked: int | None = None  # images of retain whose importance is taken; None: all, as in the source
 
     @property
     def steps_a_batch(self): return 1 + self.retain_steps
@@ -47,7 +48,7 @@ class SalientThenRetain(Descend):
     def retain_batches(self): return self.retain_steps
 
     def start(self, run):
-        parts = run.split.forget, run.split.retain
+        parts = run.split.forget, sample(run.split.retain, self.looked, run.rng)
         forget, retain = (importance(run.student.eval(), part) for part in parts)
         run.memory[self] = [(f + 1e-15) / (r + 1e-15) >= self.ratio for f, r in zip(forget, retain)]
 
@@ -59,15 +60,18 @@ class SalientThenRetain(Descend):
 @dataclass(frozen=True, kw_only=True)
 class ForgetAndMend(Erase):
     "Steps on forget, each with its steps on retain; and the look before, at which weights are salient."
-    def images(self, split): return len(split.forget) + len(split.retain) + super().images(split)
+    def images(self, split):
+        looked = len(split.forget) + min(self.step.looked or math.inf, len(split.retain))
+        return looked + super().images(split)
 
 def sfron(
     *, alpha: float = 25., power: float = 0.5, ratio: float = 1., max_norm: float = 7., retain_steps: int = 5,
+    looked: int | None = None,
     # 1,500 steps on retain: of 5,000 images to forget, eight passes
     erase: dict = dict(passes=8, batch_size=128, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
     source: str = "Huang et al., 2024 (K1nght/Unified-Unlearning-w-Remain-Geometry)",
 ) -> Recipe:
     "SFR-on: weighted ascent on the salient weights, with five steps on retain after each of its steps."
     phase = ForgetAndMend(forget=AscendUnlearned(alpha, power), train=True,
-                          step=SalientThenRetain(0., ratio, max_norm, retain_steps), **erase)
+                          step=SalientThenRetain(0., ratio, max_norm, retain_steps, looked), **erase)
     return Recipe(name="sfron", title="SFRon", phases=(phase,), source=source)
