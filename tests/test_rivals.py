@@ -4,6 +4,7 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,10 +15,12 @@ from unlearning.activations import masks
 from unlearning.images import scaled
 from unlearning.methods.activation_pruning import PruneActivations, PruneOwn, activation_pruning, mean_activations
 from unlearning.methods.amun import amun, neighbours
+from unlearning.methods.budget import WITHIN, Budget, TooDear
 from unlearning.methods.bad_teacher import LikeOriginal, TowardsIgnorance, bad_teacher
 from unlearning.methods.contrast import Contrast, ForgetRound, TowardsUniform, contrast
 from unlearning.methods.dual import dual_salun, dual_scrub
 from unlearning.methods.gradient_surgery import dot
+from unlearning.methods.as_unseen import AsUnseen, as_unseen, margins, soft_unseen
 from unlearning.methods.hybrids import soft_witness, surgery_dual
 from unlearning.methods.l1_sparse import FadingL1, l1_sparse
 from unlearning.methods.neggrad_plus import neggrad_plus
@@ -53,8 +56,9 @@ RIVALS = {r.name: r for r in (
     dual_salun(share=0.2, epochs=2, erase=dict(batch_size=30), repair=SHORT),
     amun(steps=10, repair=SHORT),
     surgery_dual(erase=dict(batch_size=30), repair=SHORT, rounds=2),
-    soft_witness(witness=SHORT, erase=PASS, repair=SHORT))}
-TRAIN_MODE = {'contrast', 'salun', 'bad_teacher', 'sfron', 'salun+dual'}  # throughout, as their sources do
+    soft_witness(witness=SHORT, erase=PASS, repair=SHORT),
+    soft_unseen(accuracy=0.5, views=('flip',), erase=PASS, repair=SHORT))}
+TRAIN_MODE = {'contrast', 'salun', 'bad_teacher', 'sfron', 'salun+dual', 'soft_unseen'}  # throughout, as their sources do
 each_rival = pytest.mark.parametrize('name', RIVALS)
 
 
@@ -526,3 +530,56 @@ def test_witness_has_seen_no_forget_image_and_gives_the_labels(original, split, 
     target = soft_targets(net(forget.x), net(retain.x), retain.y, 1.)
     expected = F.cross_entropy(run.student.eval()(forget.x), target)
     assert loss(run, forget, retain).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+# --- as unseen
+
+
+def test_what_is_taught_is_right_as_often_as_asked_and_hard_images_lose_most(original, split):
+    z, y = logits(original, split.forget).float(), split.forget.labels
+    before = margins(z, y)
+    for accuracy in (0.3, 0.7):
+        for spread in (0., 2.):
+            taught = as_unseen(z, y, accuracy, spread=spread)
+            assert (taught.argmax(1) == y).float().mean().item() == pytest.approx(accuracy, abs=0.02)
+            lost = before - margins(taught.log(), y)
+            assert (lost >= -1e-4).all()
+            if spread: assert np.corrcoef(before, lost)[0, 1] < -0.5
+            others = torch.ones_like(z, dtype=bool).scatter_(1, y[:, None], False)
+            rest = lambda p: p[others].view(len(y), -1)  # the other classes stay as likely, beside one another
+            assert torch.allclose(rest(taught.log()).diff(dim=1), rest(z).diff(dim=1), atol=1e-3)
+
+
+def test_a_network_that_knows_no_more_than_it_may_is_left_as_it_is(original, split):
+    z, y = logits(original, split.forget).float(), split.forget.labels.roll(7)  # other images' labels: few are right
+    right = (z.argmax(1) == y).float().mean().item()
+    assert right < 0.5 and torch.allclose(as_unseen(z, y, right + 0.01, push=2., spread=2.), z.softmax(1))
+    assert not torch.allclose(as_unseen(z, y, right - 0.05), z.softmax(1))
+
+
+def test_each_image_is_taught_its_own_answer_under_every_view(original, split):
+    run, loss = Run(copy_network(original), original, split), AsUnseen(0.5, views=('flip',))
+    loss.start(run)
+    z = logits(original, split.forget).float()
+    expected = as_unseen(z, split.forget.labels, 0.5, loss.push, loss.spread)
+    batch = next(batches(split.forget, 30, torch.Generator().manual_seed(3)))
+    run.rng.manual_seed(1)
+    mirrored = torch.rand(30, generator=torch.Generator().manual_seed(1)) < 0.5
+    x = torch.where(mirrored[:, None, None, None], batch.x.flip(3), batch.x)
+    by_hand = F.cross_entropy(run.student.eval()(x), expected[batch.at])
+    assert loss(run, batch, None).item() == pytest.approx(by_hand.item(), rel=1e-4)
+    assert not mirrored.all() and mirrored.any()
+
+
+# --- within a budget
+
+
+def test_a_method_takes_as_many_turns_as_fit_and_looks_at_a_sample(split):
+    budget = Budget(split, Training(epochs=30, batch_size=64, lr=0.1, augment=()), share=0.12)
+    for name, make in WITHIN.items(): assert make(budget).images(split) <= budget.passes * 1.001, name
+    tight = replace(budget, share=0.02)
+    assert [p.role for p in WITHIN['contrast'](budget, rounds=4).phases].count('repair') > 1
+    assert [p.role for p in WITHIN['contrast'](tight, rounds=4).phases].count('repair') == 1
+    assert WITHIN['ssd'](tight).phases[0].looked < len(split.train) and WITHIN['ssd'](replace(budget, share=1.)).phases[0].looked == len(split.train)
+    with pytest.raises(TooDear, match='cannot be done for a share of 0.0001'): WITHIN['contrast'](replace(budget, share=0.0001), rounds=4)
+    with pytest.raises(TypeError): WITHIN['contrast'](budget, turns=4)

@@ -77,7 +77,7 @@ def soft_unseen(
     *, accuracy: float, push: float = 1.5, spread: float = 1.2, views: tuple = PAPER_TRAINING.augment,
     erase: dict = dict(passes=4, batch_size=64, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
     repair: Training | None = replace(PAPER_TRAINING, epochs=1),  # None: no repair
-    source: str = "this library",
+    source: str = "this library; the idea of §3.1 (sachit3022/unlearning)",
 ) -> Recipe:
     "Soft-relabeling (§3.1) by the original's own answers, less what learning has added to them."
     away = UnseenErase(forget=AsUnseen(accuracy, push, spread, views), train=True, **erase)
