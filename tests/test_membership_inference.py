@@ -4,6 +4,7 @@ from decimal import Decimal, getcontext
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics.pairwise import rbf_kernel
 from sklearn.svm import SVC
 
 from unlearning.metrics import membership_inference as mi
@@ -77,7 +78,51 @@ def test_short_cut_stays_with_the_plain_machine(seed, setting):
     parts = [network_like(n, margin, rng, scale=scale) for n, margin in zip((2000, 2000, 5000), setting)]
     got, want = svc_mia(*parts[0], *parts[1], *parts[2]), plainly(*parts)
     for name in ATTACKS:
-        assert got[name] == pytest.approx(want[name], abs=0.5 if name == 'prob' else 0.1), name
+        assert got[name] == pytest.approx(want[name], abs=0.1 + 1e-9), name
+
+
+def fits_of(monkeypatch):
+    "A list that will hold the rows of every machine that is fitted."
+    rows = []
+    class Counted(SVC):
+        def fit(self, X, *args, **kw):
+            rows.append(len(X))
+            return super().fit(X, *args, **kw)
+    monkeypatch.setattr(mi, 'SVC', Counted)
+    return rows
+
+
+def test_machines_see_a_small_part_of_the_rows(monkeypatch):
+    rng, rows = np.random.default_rng(0), fits_of(monkeypatch)
+    svc_mia(*network_like(6000, 6, rng), *network_like(6000, 3, rng), *network_like(100, 5, rng))
+    assert rows and max(rows) <= 12000 / 10
+    assert len(rows) <= 5 * mi.ROUNDS
+
+
+def test_no_fit_more_than_the_cells_need(monkeypatch):
+    rows, asked = fits_of(monkeypatch), np.array([[0.], [1.]])
+    mi._nonmembers(np.repeat([[1.], [0.]], [1900, 100], axis=0), np.repeat([[1.], [0.]], [1000, 1000], axis=0), asked)
+    assert rows == [4]  # two values in each class: no cell can straddle anything
+
+
+def test_only_as_many_landmarks_as_the_kernel_needs():
+    rng = np.random.default_rng(0)
+    one, ten, spread = rng.random((1000, 1)), rng.dirichlet(np.ones(10), 1000), rng.normal(size=(1000, 10))
+    landmarks = [len(mi._features(x).components_) for x in (np.zeros((50, 2)), one, ten, spread)]
+    assert landmarks[0] == 1 and landmarks[1] < 10 < landmarks[2] <= landmarks[3] == mi.LANDMARKS
+    for x in (one, ten):
+        phi = mi._features(x).transform(x)
+        np.testing.assert_allclose(phi @ phi.T, rbf_kernel(x, gamma=1 / x.shape[1]), atol=1e-4)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_cells_are_parted_at_the_kink_and_nowhere_else(seed):
+    rng = np.random.default_rng(seed)
+    cell, inside = np.unique(rng.integers(30, size=60), return_inverse=True)[1], rng.random(60) < 0.5
+    part = mi._parted(cell, inside)
+    assert set(part) == set(range(len(set(zip(cell, inside)))))  # none empty
+    same = lambda *xs: np.all([x[:, None] == x for x in xs], axis=0)
+    assert (same(part) == same(cell, inside)).all()
 
 
 def test_short_cut_handles_two_values_and_constants():
