@@ -14,7 +14,7 @@ from .metrics.klom import klom_95
 from .metrics.memory_left import LEAST, memory_left, side_effect
 from .metrics.tow import tow, tow_mia
 from .metrics.ulira import ulira
-from .report import _named_points, _panels, _signed, origin, summary
+from .report import named_points, panels, signed, origin, summary
 from .study import CONTROL, Results
 
 # %% ../nbs/92_league.ipynb #9efc981e
@@ -113,9 +113,9 @@ def league_table(found: pd.DataFrame, results: Results) -> pd.DataFrame:
 # %% ../nbs/92_league.ipynb #f5df5423
 def plot_league(found: pd.DataFrame, results: Results):
     "Memory left against test accuracy, both against Retrain, with 95 % intervals; in brackets image passes in percent."
-    fig, ((ax,),) = _panels(height=4.5)
+    fig, ((ax,),) = panels(height=4.5)
     rows = [m for m in found.index if m != "reference" and np.isfinite(found.memory[m].value)]
-    if not rows: return _signed(fig, results)  # nothing was remembered, or nothing is left to compare
+    if not rows: return signed(fig, results)  # nothing was remembered, or nothing is left to compare
     x, y = ([v.value for v in found[c][rows]] for c in ("memory", "TA"))
     ends = lambda c: np.abs([[v.low - v.value, v.high - v.value] for v in found[c][rows]]).T
     ax.errorbar(x, y, ends("TA"), ends("memory"), fmt="o", color="black", ecolor="silver", mfc="white", zorder=2)
@@ -123,8 +123,8 @@ def plot_league(found: pd.DataFrame, results: Results):
     ax.set(xlabel="memory left [% of what the originals remembered]", ylabel="test accuracy − Retrain's [points]")
     called = {m: _titles(results)[m] + (f" ({found.passes[m]:.0f} %)" if m != "original" else "") for m in rows}
     ax.set_xlim(ax.get_xlim()[0], ax.get_xlim()[1] + 0.3 * np.ptp(x))
-    _named_points(ax, x, y, [*called.values()])
-    return _signed(fig, results)
+    named_points(ax, x, y, [*called.values()])
+    return signed(fig, results)
 
 # %% ../nbs/92_league.ipynb #4b9da996
 def _accuracies(frame, row) -> dict:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['ATTACKS', 'OURS', 'TIMES', 'ORIGINALS', 'LOOK', 'BINS', 'STYLES', 'PAPER_NAMES', 'resampled_gaps', 'summary',
            'origin', 'title', 'mia_table', 'unlearned', 'chance_table', 'forget_table', 'wrong_table', 'protocol',
-           'as_text', 'save_report', 'plot_losses', 'plot_accuracy', 'plot_mia_gaps', 'plot_forget_quality',
-           'plot_tradeoff', 'plot_cost', 'plot_wrong_labels', 'witness', 'plot_witness', 'paper_tables',
-           'paper_summary', 'beside_paper', 'plot_beside_paper', 'recompute_paper']
+           'as_text', 'save_report', 'panels', 'signed', 'plot_losses', 'plot_accuracy', 'plot_mia_gaps',
+           'plot_forget_quality', 'named_points', 'plot_tradeoff', 'plot_cost', 'plot_wrong_labels', 'witness',
+           'plot_witness', 'paper_tables', 'paper_summary', 'beside_paper', 'plot_beside_paper', 'recompute_paper']
 
 # %% ../nbs/90_report.ipynb #5792799e
 from importlib.resources import files
@@ -204,7 +204,7 @@ def save_report(results: Results, folder) -> Path:
     return folder / "tables.txt"
 
 # %% ../nbs/90_report.ipynb #3c1a8f4c
-def _panels(n=1, height=3., width=9., **shared):
+def panels(n=1, height=3., width=9., **shared):
     "A figure of n pictures side by side, with room for a legend outside of them."
     return plt.subplots(1, n, figsize=(width, height), squeeze=False, layout="constrained", **shared)
 
@@ -212,7 +212,7 @@ def _beside(fig, ax):
     "The legend, beside the pictures: it hides nothing."
     fig.legend(*ax.get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
 
-def _signed(fig, results):
+def signed(fig, results):
     "A figure that travels without its notebook still says what it was made from."
     fig.suptitle(origin(results), fontsize=9, color="dimgray")
     return fig
@@ -243,23 +243,23 @@ def plot_losses(
     "Cross-entropy of forget and test images, one network for each method (the paper's Figure 4)."
     methods = methods or ("original", "retrain", *unlearned(results)[:3])
     methods = [m for m in methods if m in results.losses]
-    fig, axes = _panels(len(methods), 2.6, width * len(methods) + 1, sharex=True, sharey=True)
+    fig, axes = panels(len(methods), 2.6, width * len(methods) + 1, sharex=True, sharey=True)
     for ax, method in zip(axes[0], methods):
         _histograms(ax, results.losses[method])
         ax.set_title(f"{_in_lines(title(results, method))}\n{_smaller(results.losses[method]):.0f} %", fontsize=9)
     axes[0, 0].set_ylabel("share of the images [%]")
     _beside(fig, axes[0, 0])
-    return _signed(fig, results)
+    return signed(fig, results)
 
 # %% ../nbs/90_report.ipynb #607fd620
 def _methods_below(ax, results, rows):
     names = [title(results, m) for m in rows]
     ax.set_xticks(np.arange(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
-    return _signed(ax.figure, results)
+    return signed(ax.figure, results)
 
 def plot_accuracy(results: Results):
     "RA, TA and UA by method, mean ± sd; lines: Retrain (the paper's Figures 5a and 6a)."
-    s, (fig, ((ax,),)) = summary(results), _panels()
+    s, (fig, ((ax,),)) = summary(results), panels()
     looks = dict(RA=("white", "-"), TA=("silver", "--"), UA=("dimgray", ":"))
     for i, (part, (color, line)) in enumerate(looks.items()):
         at, error = np.arange(len(s)) + 0.27 * (i - 1), s[f"{part}_sd"]
@@ -272,7 +272,7 @@ def plot_accuracy(results: Results):
 # %% ../nbs/90_report.ipynb #44f1ce0f
 def plot_mia_gaps(results: Results):
     "Mean gap of the four attacks to Retrain, ± bootstrap error, and each attack's (Figures 5b and 6b)."
-    s, (fig, ((ax,),)) = summary(results).drop("retrain"), _panels()
+    s, (fig, ((ax,),)) = summary(results).drop("retrain"), panels()
     x, error = np.arange(len(s)), s.mean_gap_se
     ax.bar(x, s.mean_gap, 0.6, yerr=error, color="silver", edgecolor="black", label="mean of the four")
     for attack, marker in zip(PAPER_ATTACKS, "o^sx"):
@@ -289,7 +289,7 @@ def _ceiling(ax, at, s, protocol, label):
 def plot_forget_quality(results: Results):
     "F by method under both protocols; the cross is its ceiling at this K (Figures 5c and 6c)."
     s = summary(results).loc[unlearned(results)]  # the other rows have none
-    (fig, ((ax,),)), x = _panels(), np.arange(len(s))
+    (fig, ((ax,),)), x = panels(), np.arange(len(s))
     for i, (name, color) in enumerate((("paper", "silver"), ("challenge", "dimgray"))):
         at = x + 0.36 * (i - 0.5)
         ax.bar(at, s[f"F_{name}"], 0.36, color=color, edgecolor="black", label=f"protocol \"{name}\"")
@@ -299,7 +299,7 @@ def plot_forget_quality(results: Results):
     return _methods_below(ax, results, s.index)
 
 # %% ../nbs/90_report.ipynb #232d3474
-def _named_points(ax, x, y, names):
+def named_points(ax, x, y, names):
     "Each name right of its point, moved up where it would cover another name or point; a thin line leads back."
     ax.figure.canvas.draw()  # the scales are settled
     step = 13 * ax.figure.dpi / 72  # a line of text, in pixels
@@ -318,31 +318,31 @@ def _named_points(ax, x, y, names):
 # %% ../nbs/90_report.ipynb #e4a40cc9
 def plot_tradeoff(results: Results):
     "Test accuracy against Retrain's, over F in percent of its ceiling; the area of a disc is the time."
-    rows, (fig, ((ax,),)) = summary(results), _panels(height=4.5)
+    rows, (fig, ((ax,),)) = summary(results), panels(height=4.5)
     s = rows.loc[unlearned(results)].dropna(subset="F_paper")  # one network has no distribution
-    if s.empty: return _signed(fig, results)
+    if s.empty: return signed(fig, results)
     x, y = (100 * s.F_paper / s.ceiling_paper).to_numpy(), (s.TA - rows.TA["retrain"]).to_numpy()
     ax.scatter(x, y, s=4 * s.time + 10, color="silver", edgecolor="black", zorder=2)
     ax.axhline(0, color="black", lw=0.7, ls="--", label="Retrain's test accuracy"); ax.margins(0.12, 0.2)
     ax.set(xlabel="forget quality, protocol \"paper\" [% of its ceiling]",
            ylabel="test accuracy − Retrain's [points]", xlim=(None, x.max() + 0.35 * max(np.ptp(x), 1)))
-    _named_points(ax, x, y, [f"{title(results, m)}, {s.time[m]:.0f} %" for m in s.index])
-    return _signed(fig, results)
+    named_points(ax, x, y, [f"{title(results, m)}, {s.time[m]:.0f} %" for m in s.index])
+    return signed(fig, results)
 
 # %% ../nbs/90_report.ipynb #87e55c6f
 def plot_cost(results: Results):
     "Mean MIA gap ± bootstrap error over the time; band: a perfect unlearner; dotted: No Unlearning."
-    rows, (fig, ((ax,),)) = summary(results), _panels(height=4.)
+    rows, (fig, ((ax,),)) = summary(results), panels(height=4.)
     s = rows.loc[unlearned(results)]
-    if s.empty: return _signed(fig, results)
+    if s.empty: return signed(fig, results)
     ax.axhspan(*resampled_gaps(results).retrain.quantile([0.05, 0.95]), color="gainsboro", label="a perfect unlearner")
     ax.axhline(rows.mean_gap["original"], color="black", lw=0.7, ls=":", label="No Unlearning")
     ax.errorbar(s.time, s.mean_gap, s.mean_gap_se, fmt="o", color="gray", mfc="white", mec="black", elinewidth=0.8)
     ax.set(xlabel="time [% of a retraining]", ylabel="mean MIA gap [points]", ylim=(0, None),
            xlim=(None, s.time.max() + 0.35 * max(np.ptp(s.time), 1)))
-    _named_points(ax, s.time.to_numpy(), s.mean_gap.to_numpy(), [title(results, m) for m in s.index])
+    named_points(ax, s.time.to_numpy(), s.mean_gap.to_numpy(), [title(results, m) for m in s.index])
     _beside(fig, ax)
-    return _signed(fig, results)
+    return signed(fig, results)
 
 
 
@@ -358,14 +358,14 @@ def plot_wrong_labels(results: Results):
     s = summary(results)
     ranked = s.loc[unlearned(results)].sort_values("UA_true", ascending=False).index
     s = s.loc[["retrain", *ranked, "original"]]
-    fig, ((said, test),) = _panels(2, height=1.2 + 0.22 * len(s), sharey=True, width_ratios=(2, 1))
+    fig, ((said, test),) = panels(2, height=1.2 + 0.22 * len(s), sharey=True, width_ratios=(2, 1))
     black, white = dict(color="black"), dict(mfc="white", mec="black")
     _dots(said, s, {"UA": black | dict(label="the given, wrong label"), "UA_true": white | dict(label="the true one")})
     _dots(test, s, {"TA": black})
     said.set(yticks=range(len(s)), yticklabels=[title(results, m) for m in s.index], xlabel="forgotten images on which it says … [%]")
     test.set(xlabel="test accuracy [%]"); said.invert_yaxis()
     said.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=9, frameon=False)
-    return _signed(fig, results)
+    return signed(fig, results)
 
 # %% ../nbs/90_report.ipynb #f797af39
 def witness(results: Results) -> pd.DataFrame:  # percent, as text
@@ -383,14 +383,14 @@ def _confidence(losses):  # of the label, logit-scaled: from −log p to log p �
 
 def plot_witness(results: Results, methods=("retrain", "original")):
     "Logit-scaled confidence on retained, forgotten and test images, one network for each method."
-    fig, axes = _panels(len(methods), sharex=True, sharey=True)
+    fig, axes = panels(len(methods), sharex=True, sharey=True)
     for ax, method in zip(axes[0], methods):
         for part, style in STYLES.items():
             values = _confidence(results.losses[method][part])
             sns.ecdfplot(values, ax=ax, stat="percent", label=part, **style)
         ax.set(title=title(results, method), xlabel="log p − log(1 − p) of the label", ylabel="images below [%]")
     _beside(fig, axes[0, 0])
-    return _signed(fig, results)
+    return signed(fig, results)
 
 # %% ../nbs/90_report.ipynb #a3506998
 # The paper's names of its rows, and the names under which a study may have them.
@@ -428,14 +428,14 @@ def _bars(ax, values, label, color):
 def plot_beside_paper(results: Results, dataset: str):
     "Mean MIA gap, ours and the paper's; F each on an axis of its own: it depends on K and on f, which differ."
     table = beside_paper(results, dataset).drop("Retrain")
-    fig, (axes,) = _panels(3, 3.6)
+    fig, (axes,) = panels(3, 3.6)
     _bars(axes[0], table["mean MIA gap"], "mean MIA gap [points]", ["black", "silver"])
     _bars(axes[1], table["F", "ours"], f"F, ours (K = {results.facts['K']})", "black")
     _bars(axes[2], table["F", "paper"], "F, the paper's (K = 32)", "silver")
     axes[0].get_legend().remove()
     for ax in axes[1:]: ax.set_yticklabels([])
     _beside(fig, axes[0])
-    return _signed(fig, results)
+    return signed(fig, results)
 
 # %% ../nbs/90_report.ipynb #0a1657c8
 def recompute_paper(dataset: str) -> pd.DataFrame:
