@@ -1,18 +1,29 @@
 """Tables of what is left of the memory: the right networks beside one another, on ensembles made up so that the answer is known."""
 from dataclasses import replace
+from itertools import combinations
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
-from unlearning.league import agreement, league, league_table, lineages, memory_of, plot_league, yardsticks
+from unlearning.league import (COMPARED, LEFT, agreement, beside_one, forgot, league, league_table, lineages, memory_of, misled, plot_images,
+                               plot_league, unbeaten, yardstick_table, yardsticks)
+from unlearning.metrics.forget_quality import Interval
 from unlearning.study import Answers, Results
 
 SIZES = dict(retain=300, forget=400, test=300)
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close('all')
+
+
 def made_up(shares, K=8, originals='each', seed=0, remembered=0.4):
-    """Each method keeps a share of what the originals remember of the forget images; the rest is as in retrained networks."""
+    """Each method keeps a share of what the originals remember of the forget images (or one for each image); the rest is as in retrained networks."""
     rng = np.random.default_rng(seed)
     hard = {part: rng.normal(1, 1, n) for part, n in SIZES.items()}
     def row(known, K=K, seeds=None):
@@ -29,7 +40,7 @@ def made_up(shares, K=8, originals='each', seed=0, remembered=0.4):
     beside = frame.method.str.startswith('control-') | (frame.method == 'reference')
     quality = pd.DataFrame([dict(method=m, protocol=p, F=0.2, ceiling=0.4, ceiling_sd=0.1, total=0.1) for m in shares for p in ('paper', 'challenge')])
     titles = {'retrain': 'Retrain', **{m: m.capitalize() for m in shares}, 'original': 'No Unlearning'}
-    facts = dict(titles=titles, beside={'reference': 'Retrain, once more', **{f'control-{m}': m for m in shares}}, originals=originals, data='made up', K=K, collapsed=[])
+    facts = dict(titles=titles, beside={'reference': 'Retrain, once more', **{f'control-{m}': m for m in shares}}, originals=originals, data='made up', K=K, permutations=3, collapsed=[])
     return Results(frame[~beside].reset_index(drop=True), quality, pd.DataFrame(), {}, facts, {}, frame[beside].reset_index(drop=True), answers)
 
 
@@ -69,13 +80,13 @@ def test_without_a_control_nothing_is_said():
     assert list(found.index) == ['half', 'reference', 'original'] and found.lineages['half'] == 0 and np.isnan(found.memory['half'].value)
 
 
-@pytest.mark.parametrize('lost', [('half',), ('control-half',), ('half', 'control-half')])
-def test_a_row_whose_networks_were_lost_stays_and_says_so(lost):
+@pytest.mark.parametrize('lost, says', [(('half',), 'all networks lost'), (('control-half',), 'all controls lost'), (('half', 'control-half'), 'all networks lost')])
+def test_a_row_whose_networks_were_lost_stays_and_says_so(lost, says):
     results = made_up(dict(half=0.5, nothing=0.))
     left = replace(results, answers={m: a for m, a in results.answers.items() if m not in lost}, networks=results.networks[~results.networks.method.isin(lost)])
     table = league_table(league(left, True), left)
-    assert table.loc['Half', 'memory left, % ↓'] == '–' and table.loc['Half', 'lineages'] == 0 and table.loc['Nothing', 'lineages'] == 8
-    assert 'Half (10 %)' not in {t.get_text() for t in plot_league(league(left, True), left).axes[0].texts}
+    assert table.loc['Half', LEFT] == says and table.loc['Half', 'lineages'] == 0 and table.loc['Nothing', 'lineages'] == 8
+    assert 'Half' not in {t.get_text() for t in plot_league(league(left, True), left).axes[0].texts}
 
 
 def test_single_survivors_of_other_seeds_are_no_lineage():
@@ -91,7 +102,7 @@ def test_where_nothing_was_remembered_the_table_says_so():
     results = made_up(dict(half=0.5), remembered=0.)
     found = league(results, True)
     table = league_table(found, results)
-    assert (table['memory left, % ↓'] == 'nothing was remembered').all() and (table['mark, %'] == '–').all()
+    assert (table[LEFT] == 'nothing was remembered').all() and (table['mark, %'] == '–').all()
     assert not plot_league(found, results).axes[0].texts
 
 
@@ -101,14 +112,132 @@ def test_table_and_picture():
     table = league_table(found, results)
     assert list(table.index) == ['Nothing', 'Half', 'Retrain, once more', 'No Unlearning']  # the least memory first
     ax, = plot_league(found, results).axes
-    assert {t.get_text() for t in ax.texts} == {'Nothing (10 %)', 'Half (10 %)', 'No Unlearning'}
+    assert {t.get_text() for t in ax.texts} == {'Nothing', 'Half', 'No Unlearning', 'Retrain'}
+
+
+def test_a_method_that_does_not_fit_has_a_row():
+    results = made_up(dict(half=0.5, nothing=0.))
+    table = league_table(league(results, True), results, ['Dear', 'Dearer'])
+    assert list(table.index) == ['Nothing', 'Half', 'Dear', 'Dearer', 'Retrain, once more', 'No Unlearning']
+    assert (table.loc[['Dear', 'Dearer'], LEFT] == 'does not fit').all() and table.loc['Dear', 'lineages'] == 0 and table.loc['Dear', 'time, %'] == '–'
+
+
+def test_too_few_lineages_are_said():
+    results = made_up(dict(half=0.5), K=3)
+    assert set(league_table(league(results, True), results)[LEFT]) == {'3 whole lineages: too few'}
+
+
+def test_signs_that_cancel_are_seen():
+    """Half of the images keep all of it; the others are pressed down as far."""
+    results = made_up(dict(cancelled=0., gone=0.), K=16)
+    a, half = results.answers['cancelled'], np.arange(SIZES['forget']) % 2
+    a.confidence['forget'] += np.where(half, 2., -2.)
+    a.correct['forget'][:] = a.confidence['forget'] > 0
+    found = league(results, True)
+    assert found.memory_auc['cancelled'].low < 10 and found['size']['cancelled'] > 60 and found['size']['original'] == pytest.approx(100)
+    assert abs(found['size']['gone']) < 30 and abs(found['size']['reference']) < 30
+    curves = {line.get_label(): line.get_xdata() for line in plot_images(found, results).axes[0].lines}
+    assert set(curves) == {'No Unlearning', 'Cancelled', 'Gone', 'Retrain, once more'}
+    spread = {name: np.ptp(np.quantile(x[np.isfinite(x)], (0.1, 0.9))) for name, x in curves.items()}
+    assert spread['Cancelled'] > 2 * spread['Retrain, once more'] > spread['Gone']
+
+
+@pytest.mark.parametrize('K, originals', [(7, 'each'), (8, 'one')])
+def test_size_needs_eight_lineages(K, originals):
+    assert league(made_up(dict(half=0.5), K=K, originals=originals), True)['size'].isna().all()
+
+
+def values(**rows):
+    """A league of memory and test accuracy."""
+    around = lambda v, h: Interval(v, v - h, v + h)
+    return pd.DataFrame({m: dict(memory=around(a, h), TA=around(b, 0.3)) for m, (a, b, h) in rows.items()}).T
+
+
+def test_who_is_beaten():
+    assert unbeaten(values(far=(60, -1, 5), near=(5, -2, 5), over=(-5, -3, 5), worse=(60, -2, 5), over_and_out=(-90, -0.5, 5), original=(100, 1, 0), reference=(0, 0, 3))) == ['far', 'near', 'over_and_out']
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_names_of_a_crowd_do_not_overlap_and_wrecks_stay_at_the_edge(seed):
+    rng = np.random.default_rng(seed)
+    rows = {f'method {i}': (rng.gamma(2, 12), -rng.gamma(2, 0.8), 5) for i in range(22)}
+    rows |= {m: (rng.gamma(2, 6), -1.5, 5) for m in ('soft_relabeling', 'gradient_surgery', 'activation_pruning')}
+    rows |= dict(wrecked=(22, -41, 30), beyond=(310, -1, 90), overdone=(-160, -2, 40), original=(100, 0.8, 0))
+    results = made_up({})
+    results.facts['titles'].update({m: m for m in rows if m != 'original'})
+    fig = plot_league(values(**rows), results)
+    fig.canvas.draw()
+    ax, = fig.axes
+    boxes = {t.get_text(): Text.get_window_extent(t) for t in ax.texts}
+    assert not [pair for pair in combinations(boxes, 2) if boxes[pair[0]].overlaps(boxes[pair[1]])]
+    assert {'Retrain', 'No Unlearning', 'soft_relabeling', 'gradient_surgery', 'activation_pruning'} < set(boxes) and len(boxes) < 20
+    assert {'wrecked: 22 %, -41 points', 'beyond: 310 %, -1 points', 'overdone: -160 %, -2 points'} < set(boxes)
+    assert ax.get_xlim()[0] > -60 and ax.get_xlim()[1] < 160 and ax.get_ylim()[0] > -10  # the others keep their room
+    assert all(ax.bbox.contains(*corner) for box in boxes.values() for corner in box.corners())
 
 
 def test_yardsticks_agree_where_they_measure_one_thing():
     results = made_up(dict(half=0.5, nothing=0., most=0.9), remembered=0.9)
     measured = yardsticks(results)
-    assert measured['U-LiRA']['reference'] < measured['U-LiRA']['half'] < measured['U-LiRA']['original']
-    assert measured['ToW']['nothing'] > measured['ToW']['half'] > measured['ToW']['original']
-    assert np.isnan(measured['MIA gap']['reference']) and measured['MIA gap']['original'] > measured['MIA gap']['half']
-    order = agreement(league(results, True), measured)
-    assert order.loc['|memory left|', 'MIA gap'] == order.loc['|memory left|', 'ToW'] == order.loc['U-LiRA', 'ToW'] == 1
+    for column in ('U-LiRA, % right ↓', 'MIA gap, points ↓'):
+        assert measured[column]['reference'] < measured[column]['half'] < measured[column]['original']
+    assert measured['ToW ↑']['nothing'] > measured['ToW ↑']['half'] > measured['ToW ↑']['original']
+    assert measured['F ↑']['nothing'].low > measured['F ↑']['original'].high
+    found = league(results, True)
+    order = agreement(found, measured)
+    assert order.loc['|memory left| ↓', 'MIA gap, points ↓'] == order.loc['|memory left| ↓', 'ToW ↑'] == order.loc['U-LiRA, % right ↓', 'ToW ↑'] == 1
+    table = misled(found, measured, results)
+    assert set(table.index) == set(measured) and (table.loc[['U-LiRA, % right ↓', 'MIA gap, points ↓', 'F ↑', 'KLOM forget ↓', 'ToW ↑']].iloc[:, 0] == 0).all()
+
+
+def test_every_yardstick_has_a_value_for_the_reference_and_says_which_way_is_good():
+    results = made_up(dict(half=0.5))
+    measured = yardsticks(results)
+    assert list(measured.index) == ['reference', 'half', 'original'] and all(c[-1] in '↑↓' for c in measured)
+    table = yardstick_table(measured, results)
+    assert not table.eq('–').any(axis=None) and list(table.index) == ['Retrain, once more', 'Half', 'No Unlearning']
+    F = measured['F ↑']['reference']
+    assert F.low < F.value < F.high and table['F ↑']['Retrain, once more'] == f'{F.value:.2f} [{F.low:.2f}, {F.high:.2f}]'
+    assert 80 < measured['F / ceiling, % ↑']['reference'] < 120 > 100 > measured['F / ceiling, % ↑']['original']
+
+
+def test_vulnerable_images_are_apart():
+    """What is remembered, only every tenth image shows."""
+    results = made_up(dict(nothing=0.), K=16, remembered=0.)
+    results.answers['original'].confidence['forget'][:, ::10] += 6
+    vulnerable, others = (yardsticks(results)[f'U-LiRA, {which} ↓'] for which in ('vulnerable tenth', 'the others'))
+    assert vulnerable['original'] > 95 and abs(others['original'] - 50) < 4
+    assert abs(vulnerable['nothing'] - 50) < 6 and abs(vulnerable['reference'] - 50) < 6
+
+
+def test_vulnerable_images_are_chosen_on_other_networks_than_those_measured():
+    """Where nothing was remembered, luck alone makes an image look vulnerable, and luck does not last."""
+    vulnerable = yardsticks(made_up(dict(nothing=0.), K=16, remembered=0.))['U-LiRA, vulnerable tenth ↓']
+    assert all(abs(vulnerable[row] - 50) < 5 for row in ('reference', 'nothing', 'original')), vulnerable
+
+
+def test_few_lineages_or_one_original_have_no_vulnerable_images():
+    for results in (made_up(dict(half=0.5), K=5), made_up(dict(half=0.5), originals='one')):
+        measured = yardsticks(results)
+        assert measured['U-LiRA, vulnerable tenth ↓'].isna().all() and measured['U-LiRA, % right ↓'].notna().all()
+
+
+def test_a_yardstick_that_ranks_no_unlearning_above_what_forgot_is_named():
+    results = made_up(dict(gone=0., wide=0., overdone=0., kept=0.))
+    found = values(gone=(10, -2.5, 20), wide=(10, -1, 60), overdone=(-90, -1, 10), kept=(80, -1, 10), original=(100, 0, 0), reference=(0, 0, 5))
+    rows = ['reference', 'gone', 'wide', 'overdone', 'kept', 'original']
+    measured = pd.DataFrame({'small ↓': [0, 9, 9, 9, 9, 5.], 'large ↑': [9, 9, 1, 1, 1, 5.], 'F ↑': [Interval(v, v, v) for v in (1, 2, 9, 9, 9, 3)]}, rows)
+    assert forgot(found) == ['gone']
+    table = misled(found, measured, results)
+    assert table.iloc[:, 0].to_dict() == {'small ↓': 1, 'large ↑': 0, 'F ↑': 1} and table.columns[0].endswith('of 1 that forgot')
+    assert table.iloc[:, 1].to_dict() == {'small ↓': 'Gone (-2.5)', 'large ↑': '', 'F ↑': 'Gone (-2.5)'}
+    with pytest.raises(ValueError, match='No Unlearning is one network'): misled(found, measured.drop('original'), results)
+
+
+def test_one_original_beside_many():
+    many, one = made_up(dict(half=0.5, nothing=0.)), made_up(dict(half=0.5), originals='one', seed=1)
+    (found, measured), (found_one, measured_one) = pairs = [(league(r, True), yardsticks(r)) for r in (many, one)]
+    table = beside_one(*pairs, many)
+    assert list(table) == [('Half', '8 originals'), ('Half', 'one')] and list(table.index) == [LEFT, 'mark, %', *COMPARED]
+    assert table.loc['ToW ↑'].tolist() == [f"{m['ToW ↑']['half']:.2f}" for m in (measured, measured_one)]
+    assert [cell.split()[0] for cell in table.loc[LEFT]] == [f"{f.memory['half'].value:.0f}" for f in (found, found_one)]
