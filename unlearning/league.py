@@ -36,6 +36,7 @@ def _parents(results, row) -> str:
     if results.facts["originals"] == "each": return ""
     return {"original": "OU", "retrain": "O", "reference": "O"}.get(row, "OR")
 
+# %% ../nbs/92_league.ipynb #59d5e8d1
 def lineages(
     results: Results,
     row: str,                 # a method, or one of BY_ITSELF
@@ -58,6 +59,7 @@ def memory_of(results: Results, row: str, exchangeable: bool, by: str = "correct
     arrays = (*(on["forget"][k] for k in "ORUC"), *(on["test"][k] for k in "RC"))
     return memory_left(*arrays, exchangeable=exchangeable, by=by)
 
+# %% ../nbs/92_league.ipynb #6d0bdaf9
 NONE = Interval(np.nan, np.nan, np.nan)
 
 def _beside_retrain(results, row, part) -> Interval:  # points
@@ -71,6 +73,7 @@ def _lineages(results, row) -> int:
     needed = {row} if row in BY_ITSELF else {row, CONTROL + row}
     return len(lineages(results, row)["U"]) if needed <= set(results.answers) else 0
 
+# %% ../nbs/92_league.ipynb #ecfbff82
 def _missing(results, row) -> str:
     "Why nothing can be said of a row."
     if row not in results.answers: return "all networks lost"
@@ -161,6 +164,7 @@ def _told_apart(found) -> list:
     ends = dict.fromkeys([size.idxmax(), size.idxmin()]) if len(size) else ()
     return [m for m in ("original", *ends, "reference") if m in found.index]
 
+# %% ../nbs/92_league.ipynb #2abf3d0e
 BLACK = ({"ls": ":"}, {"ls": "--"}, {"ls": "-"})
 
 def plot_images(found: pd.DataFrame, results: Results):
