@@ -126,11 +126,11 @@ def test_tuning(run, tmp_path):
 
 def test_league(run, tmp_path):
     """A method that does not fit has its row, and its reason is printed; the first also from one original."""
-    shown, pictures = run('league', methods=['finetune', 'sfron'], one_original=['finetune'], subset=300, epochs=10.0, out=str(tmp_path/'out'))
-    assert 'memory left, %' in shown and 'defaults that nobody has tuned' in shown and pictures == 2
+    shown, pictures = run('league', methods=['finetune', 'bad_teacher'], one_original=['finetune'], subset=300, epochs=10.0, share=0.03, out=str(tmp_path/'out'))
+    assert 'memory left, %' in shown and 'not tuned' in shown and pictures == 2
     table = pd.read_csv(tmp_path/'out'/'league.csv', index_col=0)
-    assert list(table.index) == ['Finetune', 'SFRon', 'Retrain, once more', 'No Unlearning']
-    assert table.iloc[1, 0] == 'does not fit' and shown.count('sfron cannot be done for a share of') == 1
+    assert list(table.index) == ['Finetune', 'Bad teacher', 'Retrain, once more', 'No Unlearning']
+    assert table.iloc[1, 0] == 'does not fit' and shown.count('bad_teacher cannot be done for a share of') == 1
     assert '4 originals' in shown and 'ranked below, of' in shown
 
 
