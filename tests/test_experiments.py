@@ -1,12 +1,16 @@
 """Each experiment notebook, run by papermill as its reader would, at its smallest."""
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib.pyplot as plt
 import nbformat, pandas as pd, papermill, pytest
 from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_notebook
 
+from test_league import made_up
 from unlearning.datasets.source import data_root
 from unlearning.datasets.faces import render_faces
+from unlearning.league import league, league_table, plot_league
 from unlearning.methods.recipes import RECIPES
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
@@ -35,6 +39,11 @@ def assert_study(shown, pictures, folder, methods=METHODS, seeds=2):
     for row in (*methods, 'Retrain', 'No Unlearning'): assert row in text and row in shown
     assert f'K = {seeds} ' in text and 'Lost seeds' not in text and pictures >= 5
     assert {p.name for p in folder.iterdir() if not p.name.endswith('.safetensors')} == {'tables.txt', 'networks.csv', 'quality.csv', 'summary.csv'}
+
+
+def assert_several_originals_without_control(shown, folder):
+    text = (folder/'tables.txt').read_text()
+    assert 'an original of its own for each' in text and 'Controls' not in text and 'nothing can be said about memory' in shown
 
 
 def test_quickstart(run, tmp_path, monkeypatch):
@@ -83,6 +92,7 @@ def test_cifar10_as_it_stands(run, tmp_path):
     if not (data_root()/'cifar-10-batches-py').is_dir(): pytest.skip(f'no cifar-10-batches-py in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
     shown, pictures = run('cifar10', out=str(tmp_path/'out'))
     assert_study(shown, pictures, tmp_path/'out')
+    assert_several_originals_without_control(shown, tmp_path/'out')
     assert 'cifar10: 500 training images, 50 of them to forget, 10,000 test images' in shown
     assert (tmp_path/'cifar10.ipynb').stat().st_size < 1e6
 
@@ -91,6 +101,7 @@ def test_celeba_on_rendered_faces(run, tmp_path):
     """As it stands. What is made from rendered faces says so: every table, every figure (they are signed by what the tables' corner says), every file."""
     shown, pictures = run('celeba', out=str(tmp_path/'out'))
     assert_study(shown, pictures, tmp_path/'out')
+    assert_several_originals_without_control(shown, tmp_path/'out')
     assert 'rendered faces: 8' in shown and shown.count('rendered faces, K = 2') >= 3 and 'Real CelebA was not at hand' in shown and 'ours' not in shown
     for file in ('networks.csv', 'quality.csv', 'summary.csv'): assert all('rendered faces' in row for row in (tmp_path/'out'/file).read_text().splitlines()[1:])
     assert (tmp_path/'celeba.ipynb').stat().st_size < 1e6
@@ -116,6 +127,53 @@ def test_architectures_as_they_stand(run, tmp_path):
     shown, pictures = run('architectures', out=str(tmp_path/'out'))
     assert all(f'Network {n}' in shown for n in ('small', 'vit')) and 'memorization' in shown and pictures == 1
     assert {p.name for p in (tmp_path/'out').iterdir()} == {'small', 'vit', 'tables.txt'}
+
+
+def test_architectures_with_a_control_say_what_is_left_of_the_memory(run, tmp_path):
+    shown, pictures = run('architectures', networks=['small'], methods=['finetune'], epochs=10.0, seeds=4, control=True, reference=True, jobs=1, out=str(tmp_path/'out'))
+    assert 'memory left, %' in shown and '4 originals, 4 of Retrain' in shown and 'nothing can be said about memory' not in shown and pictures == 2
+    assert 'Controls: the same on retrained networks.' in (tmp_path/'out'/'tables.txt').read_text()
+    table = pd.read_csv(tmp_path/'out'/'small'/'league.csv', index_col=0)
+    assert set(table.index) == {'Finetune', 'Retrain, once more', 'No Unlearning'} and (table.lineages == 4).all()
+
+
+# The cells of one purpose, alone: what they need of the others is made up
+
+def notebook_cell(name, contains, given):
+    """The source of the one cell that contains a text, and the names in which it is to run: the parameters."""
+    cells = [c for c in nbformat.read(EXPERIMENTS/f'{name}.ipynb', as_version=4).cells if c.cell_type == 'code']
+    parameters, (wanted,) = {}, [c.source for c in cells if contains in c.source and not c.source.startswith('parameters')]
+    exec(next(c.source for c in cells if 'parameters' in c.metadata.get('tags', [])), parameters)
+    return wanted, parameters | given
+
+
+@pytest.mark.parametrize('name', ['cifar10', 'celeba', 'architectures'])
+def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
+    asked = []
+    def study(*args, **kw): asked.append(kw); return SimpleNamespace(folder=tmp_path)
+    stubs = dict(Study=study, run_study=id, save_report=lambda *a: None, project_root=lambda: tmp_path, split=SimpleNamespace(forget=()), whom=tuple, training=None,
+                 recipes={}, chosen=[], tuned_for=None, TRAINING=dict.fromkeys(['small', 'vit']), transfer=lambda *a: {})
+    choice = dict(originals='one', control=True, reference=True)
+    source, names = notebook_cell(name, 'Study(', stubs | choice)
+    exec(source, names)
+    assert asked and all(choice.items() <= kw.items() for kw in asked)
+
+
+@pytest.mark.parametrize('name, given, exchangeable', [
+    ('cifar10', dict(), True), ('cifar10', dict(forget='5000'), True), ('cifar10', dict(forget='mine.npy'), False), ('celeba', dict(), False),
+    ('architectures', dict(), True), ('architectures', dict(dataset='cifar10'), True), ('architectures', dict(dataset='writers'), False)])
+def test_only_a_forget_set_drawn_at_random_has_a_mark(name, given, exchangeable, tmp_path):
+    results, tables, figures = made_up(dict(half=0.5)), [], len(plt.get_fignums())
+    (tmp_path/'small').mkdir()
+    stubs = dict(results={'small': results} if name == 'architectures' else results, study=SimpleNamespace(folder=tmp_path), display=tables.append,
+                 league=league, league_table=league_table, plot_league=plot_league, project_root=lambda: tmp_path, out='.')
+    source, names = notebook_cell(name, 'league(', stubs | dict(control=True) | given)
+    exec(source, names)
+    table, = tables
+    assert (table['mark, %'] != '–').all() if exchangeable else (table['mark, %'] == '–').all()
+    assert len(plt.get_fignums()) == figures + 1 and len(list(tmp_path.rglob('league.csv'))) == 1
+    assert plt.gcf().get_suptitle().startswith('made up, K = 8')  # a figure says what it was made from
+    plt.close()
 
 
 def test_tuning(run, tmp_path):
@@ -162,6 +220,14 @@ def test_every_experiment_refuses_bad_parameters(name, given, says, monkeypatch)
 
 
 def test_cost_of_a_large_study(run, tmp_path):
-    """Ten methods at a tenth of the seeds and classes."""
+    """Ten methods at a tenth of the seeds and classes; a record: float16 of 100 classes on 10,000 retain, 50,000 test and 128,117 forget images."""
     shown, _ = run('cost', seeds=50, classes=100, measured=200, out=str(tmp_path/'out'))
-    assert 'GPU hours' in shown and 'retrain,50,' in (tmp_path/'out'/'cost.csv').read_text()
+    costs = pd.read_csv(tmp_path/'out'/'cost.csv', index_col=0)
+    assert costs.networks.to_dict() == {'original': 50, 'retrain': 50, 'unlearn': 500, 'control': 500, 'all': 1100}
+    assert 'GPU hours' in shown and f'{2 * 100 * 188_117 / 1e6:.2f}' in shown and f'{2 * 50 * 4 * 25_557_032 / 1e12:.2f}' in shown
+
+
+def test_cost_of_a_cheap_study(run, tmp_path):
+    run('cost', seeds=50, classes=100, measured=200, originals='one', control=False, reference=True, out=str(tmp_path/'out'))
+    networks = pd.read_csv(tmp_path/'out'/'cost.csv', index_col=0).networks
+    assert networks.to_dict() == {'original': 1, 'retrain': 50, 'unlearn': 500, 'reference': 50, 'all': 601}

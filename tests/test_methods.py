@@ -1,8 +1,11 @@
 """Every recipe, whole: each phase changes what it should and nothing else. Then the pieces, against plain references."""
 import itertools
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
@@ -363,3 +366,16 @@ def test_the_cost_of_an_erase_phase_is_what_it_asks_for(forget, batch_size, reta
     try: run_recipe(net, split, recipe, 0)
     finally: handle.remove()
     assert sum(seen) == recipe.images(split)
+
+
+# The pages
+
+def test_the_page_of_recipes_names_every_method():
+    """As its reader sees it: each page of a method is linked from the table, with what it is made of."""
+    pages = Path(__file__).resolve().parent.parent/'nbs'/'methods'
+    outputs = [o for c in nbformat.read(pages/'69_recipes.ipynb', as_version=4).cells if c.cell_type == 'code' for o in c.outputs]
+    table = '\n'.join(o.get('data', {}).get('text/markdown', '') for o in outputs)
+    linked = re.findall(r'\]\((.+?)\)', table)
+    assert set(linked) == {p.name for p in pages.glob('*.ipynb')} - {'68_budget.ipynb'} and linked.count('62_dual.ipynb') == 2
+    for piece in ('WitnessRelabel', 'AscendUnlearned', 'OrthogonalToRetain', 'OnlySalient', 'FadingL1', 'ResetEnds', 'Dampen', 'PruneOwn'): assert piece in table
+    for recipe in RECIPES['paper'].values(): assert f'[{recipe.title}](' in table
