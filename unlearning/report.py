@@ -62,7 +62,11 @@ def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers
     return pd.DataFrame(rows).T.join(_quality(results)).loc[order]
 
 # %% ../nbs/90_report.ipynb #0fb9a750
-def origin(results: Results) -> str: return f"{results.facts['data']}, K = {results.facts['K']}"
+def origin(results: Results) -> str:
+    "On what, how many networks a row, and whether one original was unlearned or as many."
+    f = results.facts
+    return f"{f['data']}, K = {f['K']} from {'one original' if f['originals'] == 'one' else 'as many originals'}"
+
 def title(results: Results, method: str) -> str:
     "What tables call a row; a retrained network's and the original's are named like that too."
     return results.facts["titles"].get(method, method)
