@@ -377,5 +377,5 @@ def test_the_page_of_recipes_names_every_method():
     table = '\n'.join(o.get('data', {}).get('text/markdown', '') for o in outputs)
     linked = re.findall(r'\]\((.+?)\)', table)
     assert set(linked) == {p.name for p in pages.glob('*.ipynb')} - {'68_budget.ipynb'} and linked.count('62_dual.ipynb') == 2
-    for piece in ('WitnessRelabel', 'AscendUnlearned', 'OrthogonalToRetain', 'OnlySalient', 'FadingL1', 'ResetEnds', 'Dampen', 'PruneOwn'): assert piece in table
+    for piece in ('WitnessRelabel', 'AscendUnlearned', 'OrthogonalToRetain', 'OnlySalient', 'FadingL1', 'ResetEnds', 'Dampen', 'PruneOwn', 'AsUnseen'): assert piece in table
     for recipe in RECIPES['paper'].values(): assert f'[{recipe.title}](' in table
