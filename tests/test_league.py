@@ -110,9 +110,17 @@ def test_table_and_picture():
     results = made_up(dict(half=0.5, nothing=0.))
     found = league(results, True)
     table = league_table(found, results)
-    assert list(table.index) == ['Nothing', 'Half', 'Retrain, once more', 'No Unlearning']  # the least memory first
+    assert list(table.index) == ['Nothing', 'Half', 'Retrain, once more', 'No Unlearning']  # the memory nearest to 0 first
     ax, = plot_league(found, results).axes
     assert {t.get_text() for t in ax.texts} == {'Nothing', 'Half', 'No Unlearning', 'Retrain'}
+
+
+def test_overdone_ranks_by_its_size_and_doing_nothing_is_free():
+    results = made_up(dict(half=0.5, nothing=0.))
+    found = league(results, True)
+    found.at['half', 'memory'] = Interval(-90., -95., -85.)
+    assert list(league_table(found, results).index)[:2] == ['Nothing', 'Half']
+    assert found.passes['original'] == found.time['original'] == 0 and found.passes['reference'] == 100
 
 
 def test_a_method_that_does_not_fit_has_a_row():
@@ -124,7 +132,7 @@ def test_a_method_that_does_not_fit_has_a_row():
 
 def test_too_few_lineages_are_said():
     results = made_up(dict(half=0.5), K=3)
-    assert set(league_table(league(results, True), results)[LEFT]) == {'3 whole lineages: too few'}
+    assert set(league_table(league(results, True), results)[LEFT]) == {'3 whole lineages, of 4 needed: ask for more seeds'}
 
 
 def test_signs_that_cancel_are_seen():

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,8 @@ from unlearning.activations import masks
 from unlearning.images import scaled
 from unlearning.methods.activation_pruning import PruneActivations, PruneOwn, activation_pruning, mean_activations
 from unlearning.methods.amun import amun, neighbours
-from unlearning.methods.budget import WITHIN, Budget, TooDear
+import unlearning.methods.budget as pricing
+from unlearning.methods.budget import WITHIN, Budget, TooDear, circumstances, how_tuned, numbers_used, tuned
 from unlearning.methods.bad_teacher import LikeOriginal, TowardsIgnorance, bad_teacher
 from unlearning.methods.contrast import Contrast, ForgetRound, TowardsUniform, contrast
 from unlearning.methods.dual import dual_salun, dual_scrub
@@ -583,3 +585,30 @@ def test_a_method_takes_as_many_turns_as_fit_and_looks_at_a_sample(split):
     assert WITHIN['ssd'](tight).phases[0].looked < len(split.train) and WITHIN['ssd'](replace(budget, share=1.)).phases[0].looked == len(split.train)
     with pytest.raises(TooDear, match='cannot be done for a share of 0.0001'): WITHIN['contrast'](replace(budget, share=0.0001), rounds=4)
     with pytest.raises(TypeError): WITHIN['contrast'](budget, turns=4)
+
+
+def test_the_numbers_that_ran_are_told_from_those_that_were_asked_for(split):
+    budget = Budget(split, Training(epochs=30, batch_size=64, lr=0.1, augment=()), share=0.02)
+    used = numbers_used('contrast', budget, dict(rounds=4, lr=0.3))
+    assert used['rounds'] == 1 and used['lr'] == 0.3
+    assert WITHIN['contrast'](budget, **used) == WITHIN['contrast'](budget, rounds=4, lr=0.3)
+    assert numbers_used('finetune', budget, dict(lr=0.3)) == dict(lr=0.3)
+
+
+def test_tuned_numbers_say_for_what_they_were_found(monkeypatch):
+    training = Training(epochs=3)
+    here = circumstances(training, dataset='digits', subset=600, share=0.1, network='small')
+    rows = [here | dict(settings='mine', method=m, numbers=dict(lr=0.5), trials=16) for m in ('finetune', 'soft_unseen')]
+    monkeypatch.setattr(pricing, 'settings_table', lambda: pd.DataFrame(rows))
+    assert tuned('mine') == dict(finetune=dict(lr=0.5), soft_unseen=dict(lr=0.5))
+    assert how_tuned('mine', 'finetune', here) == '16 trials'
+    assert how_tuned('mine', 'soft_unseen', here) == '16 trials, after 75 by hand'
+    for other in (dict(share=0.2), dict(dataset='cifar10'), dict(network='vit'), dict(training=circumstances(replace(training, epochs=4))['training'])):
+        assert how_tuned('mine', 'finetune', here | other) == 'transferred from mine'
+    assert how_tuned('mine', 'scrub', here) == how_tuned('', 'finetune', here) == 'not tuned'
+    with pytest.raises(ValueError, match="settings is 'yours': use mine"): tuned('yours')
+
+
+def test_one_image_to_forget_is_taught_something_finite(original, split):
+    z = logits(original, split.forget[:1]).float()
+    assert as_unseen(z, split.forget.labels[:1], 0.5, spread=2.).isfinite().all()

@@ -78,7 +78,7 @@ def _missing(results, row) -> str:
     "Why nothing can be said of a row."
     if row not in results.answers: return "all networks lost"
     if row not in BY_ITSELF and CONTROL + row not in results.answers: return "all controls lost"
-    return f"{_lineages(results, row)} whole lineages: too few"
+    return f"{_lineages(results, row)} whole lineages, of {LEAST} needed: ask for more seeds"
 
 def _rows(results) -> list:
     "Methods with a control, though no network of theirs may be left; then the reference and doing nothing."
@@ -112,6 +112,7 @@ def league(
         side = {c: _beside_retrain(results, row, part) for c, part in (("RA", "retain"), ("TA", "test"))}
         time = 100 * mean.seconds.get(row, np.nan) / mean.seconds["retrain"]
         cost = dict(passes=mean.passes.get(row, np.nan), time=time, lineages=_lineages(results, row))
+        if row == "original": cost |= dict(passes=0., time=0.)  # nothing is done to it
         return _memory(results, row, exchangeable) | side | cost
     return pd.DataFrame({row: cells(row) for row in _rows(results)}).T
 
@@ -122,7 +123,7 @@ def _cell(v, digits=0):
 
 def _titles(results) -> dict: return results.facts["titles"] | results.facts["beside"]
 
-LEFT = "memory left, % ↓"
+LEFT = "memory left, %"
 SHOWN = {"memory": LEFT, "memory_auc": "by AUC, %", "size": "by AUC, blind to sign, %",
          "mark": "mark, %", "drift": "drift, %"}
 
@@ -130,9 +131,9 @@ SHOWN = {"memory": LEFT, "memory_auc": "by AUC, %", "size": "by AUC, blind to si
 LAST = ("reference", "original")
 
 def _ranked(found) -> list:
-    "The least memory first, then rows of which nothing can be said, then `LAST`."
+    "The memory nearest to 0 first, then rows of which nothing can be said, then `LAST`."
     methods = found.drop([m for m in LAST if m in found.index])
-    order = methods.index[np.argsort([m.value for m in methods.memory], kind="stable")]
+    order = methods.index[np.argsort([abs(m.value) for m in methods.memory], kind="stable")]
     return [*order, *(m for m in LAST if m in found.index)]
 
 def _in_words(found) -> pd.DataFrame:
@@ -148,7 +149,7 @@ def league_table(
     results: Results,
     unfit=(),             # titles of methods that do not fit into the budget
 ) -> pd.DataFrame:
-    "`league` in words: the least memory first, then what does not fit, the reference and No Unlearning."
+    "`league` in words: the memory nearest to 0 first, then what does not fit, the reference and No Unlearning."
     table, last = _in_words(found), sum(m in LAST for m in found.index)
     missing = pd.DataFrame("–", [*unfit], table.columns).assign(**{LEFT: "does not fit", "lineages": 0})
     given = "".join({f", given {words}" for words in found.given if words})

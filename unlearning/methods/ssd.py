@@ -37,6 +37,7 @@ def dampening(forget, train, alpha: float, bound: float):
 # %% ../../nbs/methods/54_ssd.ipynb #eed72de2
 def sample(images: Images, n, rng):
     "At most `n` of the images, drawn at random; None: all."
+    if n is not None and n < 1: raise ValueError(f"looked is {n}: look at 1 image or more, or at all by None")
     return images if n is None or n >= len(images) else images[torch.randperm(len(images), generator=rng)[:n]]
 
 @dataclass(frozen=True, kw_only=True)
