@@ -352,7 +352,7 @@ def test_every_method_spends_a_budget_and_no_more(share):
 
 def test_a_budget_refuses_what_it_cannot_pay():
     budget = Budget(load_split('digits', forget=90), Training(epochs=12, batch_size=64, lr=0.1, augment=()), 0.05)
-    with pytest.raises(ValueError, match='ssd cannot be done for a share of 0.05: .* 988 image passes, and the budget is 485'): WITHIN['ssd'](budget)
+    with pytest.raises(ValueError, match='bad_teacher cannot be done for a share of 0.05: .* 619 image passes, and the budget is 485'): WITHIN['bad_teacher'](budget)
     with pytest.raises(ValueError, match="there is no method 'surgery'"): all_within(budget, {'surgery': {}})
 
 

@@ -261,9 +261,10 @@ def plot_league(found: pd.DataFrame, results: Results):
     named = np.array([m in _named(found, rows) for m in rows]) | (arrows != "o")
     for point in zip(rows, x, y, arrows, named): _draw(ax, found, *point)
     _frame(ax, x)
+    signed(fig, results)  # before the names: it takes room, and they are placed to the pixel
     names = [_called(title(results, m), *where) for m, *where in zip(rows, *true, arrows)]
     _name(ax, np.column_stack([x, y]), {i: names[i] for i in np.flatnonzero(named)})
-    return signed(fig, results)
+    return fig
 
 # %% ../nbs/92_league.ipynb #25caa78b
 def _apart(results, row) -> tuple:
