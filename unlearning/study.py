@@ -33,8 +33,8 @@ from torch import nn
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .images import Split, read_split, save_split, shared_split
 from .load import gone_classes
-from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own, progress_bar, raise_errors,
-                                 run_tasks, unwritable, whole)
+from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own, progress_bar,
+                                 raise_errors, run_tasks, unwritable, whole)
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia

@@ -24,7 +24,8 @@ def pair(dataset, i: int) -> tuple:
     "Item `i`. `ValueError` names one that is not (image, label)."
     try: item = dataset[i]
     except Exception as e:
-        raise ValueError(f"item {i} of {len(dataset)} cannot be read ({e!r}): the data set ends early, or is damaged") from e
+        raise ValueError(f"item {i} of {len(dataset)} cannot be read ({e!r}): "
+                         "the data set ends early, or is damaged") from e
     if isinstance(item, (tuple, list)) and len(item) == 2: return item
     kinds = [type(p).__name__ for p in item] if isinstance(item, (tuple, list)) else []
     what = ", ".join(map(str, item) if isinstance(item, dict) else kinds)
