@@ -368,6 +368,48 @@ def test_the_cost_of_an_erase_phase_is_what_it_asks_for(forget, batch_size, reta
     assert sum(seen) == recipe.images(split)
 
 
+def passes_through(networks_run):
+    """Image passes, counted at the last layer: one where a gradient comes back, a third where none does."""
+    seen = []
+    def count(layer, args):
+        if not isinstance(layer, torch.nn.Linear): return
+        back = torch.is_grad_enabled() and (layer.weight.requires_grad or args[0].requires_grad)
+        seen.append(len(args[0]) * (1 if back else 1 / 3))
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try: networks_run()
+    finally: handle.remove()
+    return sum(seen)
+
+
+def test_every_method_costs_what_its_recipe_says():
+    """Teachers, looks before the first phase and retain batches beside forget's included."""
+    plain = dict(batch_size=64, lr=0.1, augment=(), precision='float32')
+    split, net = load_split('digits', forget=90), create_model('small', 10, 1, 8)
+    fit(net, split.train, Training(epochs=4, **plain), 0)
+    recipes, too_dear = all_within(Budget(split, Training(epochs=20, **plain), 0.3))
+    assert not too_dear
+    for name, recipe in recipes.items():
+        spent = passes_through(lambda: run_recipe(net, split, recipe, 0)) / recipe.images(split)
+        assert 0.94 < spent < 1.001, f'{name}: {spent:.3f}'  # repairs end on a whole step
+
+
+@pytest.mark.parametrize('forget, sizes', [(65, [65]), (64, [64]), (129, [65, 64]), (66, [64, 2]), (2, [2])])
+def test_no_image_is_left_for_a_batch_alone(forget, sizes):
+    """In train mode, where batch norm could not take it; and the cost counts what is drawn."""
+    split, seen = load_split('digits', forget=forget), []
+    net = create_model('small', 10, 1, 8)
+
+    @dataclass(frozen=True)
+    class Counted(Ascend):
+        def __call__(self, run, forget, retain):
+            seen.append(len(forget.y))
+            return super().__call__(run, forget, retain)
+    phase = Erase(forget=Counted(), train=True, batch_size=64, lr=1e-4)
+    unlearn(net, split, Recipe(name='counted', phases=(phase,)))
+    assert seen == sizes and phase.steps(split) == (len(sizes),) * 2 and phase.images(split) == forget
+    assert replace(phase, train=False).batch(split) == 64
+
+
 # The pages
 
 def test_the_page_of_recipes_names_every_method():

@@ -51,12 +51,14 @@ class Run:
 class Piece:
     "A part of a recipe."
     def start(self, run: Run): "Called once, before the first phase."
+    def look(self, split: Split) -> float: return 0.  # image passes, forward and backward, that `start` costs
 
 # %% ../nbs/31_unlearn.ipynb #a94b481f
 @dataclass(frozen=True)
 class ForgetLoss(Piece):
     "What a forget batch is taught."
-    looks = 0  # images that go forward besides the student's, for each forget image: through a teacher, say
+    looks = 0         # images that go forward besides the student's, for each forget image: through a teacher, say
+    looks_beside = 0  # the same, for each image of the retain batch beside it
 
     def __call__(self, run: Run, forget: Batch, retain: Batch):
         "A scalar to descend; `retain` is the random retain batch beside the forget batch."
@@ -172,17 +174,23 @@ class Erase(Phase):
             raise ValueError(f"an erase phase of {asked} would change nothing: "
                              "ask for at least 1 pass, 1 image and a rate above 0")
 
+    def batch(self, split):  # its size: no image is left for a last one alone, which batch norm could not take
+        n, size = len(split.forget), self.batch_size
+        while self.train and n > size and n % size == 1: size += 1
+        return size
+
     def steps(self, split):
-        per_pass = math.ceil(len(split.forget) / self.batch_size) * self.step.steps_a_batch
+        per_pass = math.ceil(len(split.forget) / self.batch(split)) * self.step.steps_a_batch
         return per_pass, self.passes * per_pass
 
     def images(self, split):
-        n, full = len(split.forget), math.ceil(len(split.forget) / self.batch_size) * (self.retain_batch_size or 0)
-        beside = self.step.retain_batches * (full or n)  # the last batch of forget may be short, its retain batch not
-        return self.passes * (n * passes_of(self.forget) + beside * passes_of(self.retain))
+        n, size = len(split.forget), self.retain_batch_size
+        drawn = math.ceil(n / self.batch(split)) * size if size else n  # where forget's last batch is short, a whole one
+        beside = self.step.retain_batches * passes_of(self.retain) + self.forget.looks_beside / 3
+        return self.passes * (n * passes_of(self.forget) + drawn * beside)
 
     def smallest(self, split):
-        last = len(split.forget) % self.batch_size or self.batch_size
+        last = len(split.forget) % self.batch(split) or self.batch(split)
         return min(last, self.retain_batch_size or last, len(split.retain)) if self.train else math.inf
 
     def __call__(self, run): erase(run, self)
@@ -209,7 +217,7 @@ def draw_retain(run: Run, size: int) -> Batch:
 def pairs(run: Run, phase: Erase):
     "Each forget batch of each pass, beside a random retain batch."
     for _ in range(phase.passes):
-        for forget in batches(run.split.forget, phase.batch_size, run.rng):
+        for forget in batches(run.split.forget, phase.batch(run.split), run.rng):
             yield forget, draw_retain(run, phase.retain_batch_size or len(forget.y))
 
 def gradient(loss, params):
@@ -354,7 +362,7 @@ class Recipe:
 
     def images(self, split) -> float:
         "Image passes, forward and backward: its cost on any machine."
-        return sum(p.images(split) for p in self.phases)
+        return sum(p.images(split) for p in self.phases) + sum(p.look(split) for p in self.pieces())
 
     def pieces(self):  # in the order in which they start, each once
         return dict.fromkeys([*self.constraints, *(piece for p in self.phases for piece in (p, *p.pieces()))])

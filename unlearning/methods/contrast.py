@@ -30,6 +30,7 @@ def contrastive(forget_logits, retain_logits, temperature: float = 1.15):
 class Contrast(ForgetLoss):
     "Be as much like each retained image as like any other."
     temperature: float = 1.15
+    looks_beside = 1
 
     def __call__(self, run, forget, retain):
         with torch.no_grad(): anchors = outputs(run.student, retain.x)
@@ -47,9 +48,6 @@ class ForgetRound(Erase):
     schedule: str = "cosine"
     train: bool = True
     keep: str = "forget rounds"
-
-    def images(self, split):
-        return self.passes * len(split.forget) * (1 + self.retain_batch_size / self.batch_size / 3)
 
 # %% ../../nbs/methods/51_contrast.ipynb #59f81c4f
 def contrast(

@@ -28,6 +28,8 @@ class OnlySalient(Constraint):
     "Hold all weights but those on which the forget set has the largest say, bit for bit."
     share: float = 0.5  # of all weights may move
 
+    def look(self, split): return len(split.forget)
+
     def start(self, run):
         saliency = loss_gradient(run.student.eval(), run.split.forget)
         run.memory[self] = [(p, p.detach().clone(), may_move)

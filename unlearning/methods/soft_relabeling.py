@@ -29,7 +29,7 @@ def soft_targets(
 class SoftRelabel(ForgetLoss):
     "Cross-entropy with the soft label."
     temperature: float = 1.  # higher: more neighbours have a say
-    looks = 2  # the image and its retain sample, through the original
+    looks = looks_beside = 1  # the image and its retain sample, through the original
 
     def __call__(self, run, forget, retain):
         with torch.no_grad():
