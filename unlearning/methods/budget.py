@@ -303,7 +303,7 @@ def how_tuned(settings: str, method: str, here: dict) -> str:  # here: `circumst
     "In words for a table: in how many trials, for other circumstances, or not at all."
     table, before = settings_table(), DEVELOPED.get(method, 0)
     rows = table[(table.settings == settings) & (table.method == method)]
-    if not len(rows): return f"by hand, {before} trials" if before else "not tuned"
+    if not len(rows): return f"not tuned, {before} trials in its making" if before else "not tuned"
     row = rows.iloc[0]
     if any(row[k] != v for k, v in here.items()): return f"transferred from {settings}"
-    return f"{row.trials} trials" + (f", after {before} by hand" if before else "")
+    return f"{row.trials} trials" + (f", after {before} in its making" if before else "")
