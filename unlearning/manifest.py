@@ -163,10 +163,14 @@ def weights_fingerprint(model: nn.Module) -> str:
 SUMS = "SHA256SUMS"
 SIGNATURES = (f"{SUMS}.sig", f"{SUMS}.asc")  # of ssh-keygen, of gpg: made of SHA256SUMS, so not in it
 
+def _stays_inside(name):
+    "Whether a text is a plain path below a folder, on any system, that can stand in a line."
+    if not isinstance(name, str) or not name.isprintable() or re.search(r"[\\:]", name): return False
+    return not {"", ".", ".."} & set(name.split("/"))
+
 def check_name(name: str):
-    "`ValueError` for what is no plain path below a folder, or cannot stand in SHA256SUMS."
-    steps = name.split("/") if isinstance(name, str) else [""]
-    if not name or not str(name).isprintable() or re.search(r'[\\:]', name) or {"", ".", ".."} & set(steps):
+    "`ValueError` for what is no plain path below a folder, or not another file's to have."
+    if not _stays_inside(name):
         raise ValueError(f"{name!r} is no name for a file of this folder, or leads out of it: "
                          "write it like report.json or figures/trace.png")
     if name in (SUMS, *SIGNATURES): raise ValueError(f"{name} is made of all other files: take another name")
