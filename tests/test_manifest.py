@@ -176,6 +176,16 @@ def test_order_says_nothing_and_requests_cannot_be_joined(made, source):
     assert not hashes(again(FORGET, '2031-08')) & hashes(made)
 
 
+def test_fingerprint_of_the_data_is_the_owners(made, source):
+    """In the clear it would tell whoever has the images which of them are in forget: by trying."""
+    tried = [load_split(source, forget=[i, j, k]) for i in range(12) for j in range(i) for k in range(j)]
+    assert len({s.fingerprint for s in tried}) == len(tried) == 220
+    assert not {s.fingerprint for s in tried} & {made['data']} and all(s.fingerprint not in json.dumps(made) for s in tried)
+    again = [make_manifest(s, KEY, '2031-07', source.paths)['data'] for s in tried]
+    assert again.count(made['data']) == 1
+    assert make_manifest(load_split(source, forget=FORGET), OTHER, '2031-07', source.paths)['data'] != made['data']
+
+
 def test_images_without_paths_go_by_their_position():
     """In train, whatever was taken out of it; in val and test by their own."""
     x = torch.randint(0, 256, (40, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
