@@ -549,12 +549,19 @@ def test_next_request_cites_its_predecessor(tmp_path):
     json.dumps(earlier._asdict())
 
 
-@pytest.mark.parametrize('report', [b'', b'{', b'[1]', b'null', b'"text"', b'\xff', b'[' * 100_000, b'1' * 5000, b' ' * (2**24 + 1), {}, dict(request='7'), dict(request=dict(id=7)),
-                                    dict(request=dict(id='')), dict(request=dict(id='a' * 201)), dict(request=dict(id='a\nb')), dict(request=dict(id='7'), weights=dict(after='7')),
+@pytest.mark.parametrize('report', [b'', b'{', b'[1]', b'null', b'"text"', b'\xff', b'[' * 100_000, b'1' * 5000, json.dumps(REPORT).encode() + b' ' * 2**24, {}, dict(request='7'), dict(request=dict(id=7)),
+                                    dict(request=dict(id='')), dict(request=dict(id='a' * 5000)), dict(request=dict(id='a\nb')), dict(request=dict(id='7'), weights=dict(after='7')),
                                     dict(request=dict(id='7'), weights=[H]), dict(request=dict(id='7'), weights=dict(after=H.replace('0', 'G')))])
 def test_malformed_report(tmp_path, report):
     with pytest.raises(ValueError, match=re.escape(str(tmp_path/'earlier'/'report.json'))) as e: predecessor(handed(tmp_path, report))
     assert len(str(e.value)) < 1000
+
+
+def test_what_is_too_large_is_not_read(tmp_path, keyfile):
+    """Were it read to its end, a report of many gigabytes would fill the memory."""
+    with pytest.raises(ValueError, match='larger than 16,777,216 bytes'): predecessor(handed(tmp_path, json.dumps(REPORT).encode() + b' ' * 2**24))
+    with open(keyfile, 'a') as f: f.write(' ' * 1000)
+    with pytest.raises(ValueError, match='larger than 1,000 bytes'): read_key(keyfile, tmp_path/'out')
 
 
 def test_report_that_was_changed_afterwards(tmp_path):
