@@ -93,6 +93,8 @@ def test_the_bootstrap_draws_images(digits):
     assert a.sum() == 30 and b.sum() == 40 and (len(a) < 30 and len(b) < 40 if digits == 0 else True)
     w, v = rng.multinomial(30, a / 30, 5), rng.multinomial(40, b / 40, 5)
     for network in (0, 1):
+        whole = 100 * ev._mean_rank(f[network], u[network], a[None] / 30, b[None] / 40)
+        assert whole[0] == pytest.approx(slow_ranks(s[network], y, t[network], z).mean())
         got = 100 * ev._mean_rank(f[network], u[network], w / 30, v / 40)
         for d in range(5):
             images, others = np.repeat(f[network], w[d]), np.repeat(u[network], v[d])
@@ -295,7 +297,9 @@ def test_a_verdict_is_wrong_no_more_often_than_the_level():
 
 
 def test_evidence_says_what_its_parts_say():
-    before, after, classes = request(np.random.default_rng(5), 60, 0.4)
+    rng = np.random.default_rng(5)
+    before, after, classes = request(rng, 60, 0.4)
+    after = {k: v + rng.normal(size=len(v)) / 3 for k, v in after.items()}
     e, y = evidence(before, after, classes, draws=200, seed=3), classes['forget']
     for got, x, other in ((e.after, after, 'unseen'), (e.before, before, 'unseen'), (e.after_retain, after, 'retain'), (e.kind, before, 'retain')):
         assert got == class_auc(x['forget'], y, x[other], classes[other], draws=200, seed=3)
