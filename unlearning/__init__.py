@@ -21,10 +21,12 @@ ROOMS = dict(
             "unlearn",
     study="Results Study pack run_study unpack",
     report="chance_table forget_table mia_table save_report summary",
-    league="league_table plot_league yardsticks")
+    league="league_table plot_league yardsticks",
+    manifest="hand_over make_key make_manifest read_key")
 INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset", "methods.recipes": "RECIPES transfer",
          "metrics.accuracy": "accuracy", "metrics.forget_quality": "forget_quality statistic",
-         "metrics.membership_inference": "svc_mia", "metrics.memory_left": "memory_left"}
+         "metrics.membership_inference": "svc_mia", "metrics.memory_left": "memory_left",
+         "metrics.evidence": "evidence verdict"}
 
 # %% ../nbs/99_front.ipynb #af126008
 import sys

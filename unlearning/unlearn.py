@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream', 'Phase',
-           'stepper_of', 'Erase', 'refuse_optimizer', 'passes_of', 'draw_retain', 'pairs', 'gradient', 'plain', 'erase',
-           'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe', 'Recipe',
-           'run_recipe', 'weights_of', 'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'RetainCollapse',
-           'look_back', 'follow']
+           'stepper_of', 'Erase', 'refuse_optimizer', 'refuse_erase', 'passes_of', 'draw_retain', 'pairs', 'gradient',
+           'plain', 'erase', 'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit', 'refuse_recipe',
+           'Recipe', 'run_recipe', 'weights_of', 'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before',
+           'RetainCollapse', 'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -165,14 +165,7 @@ class Erase(Phase):
     train: bool = False                   # train mode: batch norm learns, dropout is on
     keep: str = ""                        # phases of one name share an optimizer and its schedule
 
-    def refuse(self):
-        if not isinstance(self.forget, ForgetLoss):
-            raise ValueError(f"an erase phase teaches {self.forget!r}: pass a ForgetLoss, such as RandomLabels()")
-        refuse_optimizer(self)
-        if self.passes < 1 or self.lr <= 0 or self.batch_size < 1:
-            asked = f"{self.passes} passes at rate {self.lr} in batches of {self.batch_size}"
-            raise ValueError(f"an erase phase of {asked} would change nothing: "
-                             "ask for at least 1 pass, 1 image and a rate above 0")
+    def refuse(self): refuse_erase(self)
 
     def batch(self, split):  # its size: no image is left for a last one alone, which batch norm could not take
         n, size = len(split.forget), self.batch_size
@@ -203,6 +196,16 @@ def refuse_optimizer(settings):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: pass a number")
     make_schedule(make_optimizer([torch.zeros(1)], settings), settings, 1, 1)
+
+def refuse_erase(phase):
+    "`ValueError` for an erase phase that could change nothing."
+    if not isinstance(phase.forget, ForgetLoss):
+        raise ValueError(f"an erase phase teaches {phase.forget!r}: pass a ForgetLoss, such as RandomLabels()")
+    refuse_optimizer(phase)
+    if phase.passes < 1 or phase.lr <= 0 or phase.batch_size < 1:
+        asked = f"{phase.passes} passes at rate {phase.lr} in batches of {phase.batch_size}"
+        raise ValueError(f"an erase phase of {asked} would change nothing: "
+                         "ask for at least 1 pass, 1 image and a rate above 0")
 
 def passes_of(loss) -> float:
     "Passes, forward and backward, that an image costs; going forward alone is a third of one."

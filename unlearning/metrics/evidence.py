@@ -307,9 +307,9 @@ def _found(e):
             f"classes that it has never seen {_figures(e.after)}, so {so}")
 
 def _none(e):
-    return (f"the network answers the {_images(e.after.n)} as it answers images of the same classes that "
-            f"it has never seen {_figures(e.after)}. Had {e.smallest:.0f} % {KNEW} been left, this test "
-            "would have found it in four of five cases; less may have escaped it.")
+    return (f"on average the network answers the {_images(e.after.n)} as it answers images of the same classes that "
+            f"it has never seen {_figures(e.after)}. Had {e.smallest:.0f} % {KNEW} been left of each, this test would have "
+            "found it in four of five cases; less, or some of them left and others overdone, may have escaped it.")
 
 # %% ../../nbs/metrics/78_evidence.ipynb #96517511
 REFERENCES = "references: networks retrained without them"
