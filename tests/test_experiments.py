@@ -192,6 +192,12 @@ def test_league(run, tmp_path):
     assert '4 originals' in shown and 'ranked below, of' in shown
 
 
+def test_what_each_idea_moves(run, tmp_path):
+    shown, pictures = run('as_unseen', variants=['soft_unseen', 'unseen+level'], subset=300, epochs=10.0, out=str(tmp_path/'out'))
+    table = pd.read_csv(tmp_path/'out'/'as_unseen.csv', index_col=0)
+    assert {'as tuned', 'no spread', 'No Unlearning'} == set(table.index) and pictures == 1 and 'K = 4 from as many originals' in shown
+
+
 @pytest.mark.slow
 def test_benchmark_as_it_stands(run):
     shown, _ = run('benchmark')

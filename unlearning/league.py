@@ -194,7 +194,7 @@ PAPER = ("soft_relabeling", "gradient_surgery", "activation_pruning")  # the pap
 
 def _named(found, rows) -> list:
     "Rows whose names stand in the picture: all, if they are few."
-    return rows if len(rows) <= 8 else [m for m in rows if m in (*PAPER, "original", *unbeaten(found))]
+    return rows if len(rows) <= 12 else [m for m in rows if m in (*PAPER, "original", *unbeaten(found))]
 
 # %% ../nbs/92_league.ipynb #1d1c9a8d
 WINDOW = (-40, 140)  # percent of memory left
