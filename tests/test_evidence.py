@@ -340,7 +340,7 @@ def test_the_attack_is_that_of_sklearn_on_the_other_halves():
     for held, taught, k in ((r_held, r, 'retain'), (u_held, u, 'unseen')):
         assert sorted([*held, *taught]) == list(range(len(classes[k])))
         for c in range(4): assert abs(np.sum(classes[k][held] == c) - np.sum(classes[k][taught] == c)) <= 1
-    members, others = ev._shadow(len(r), len(u), None, 7)
+    members, others = ev.draw_shadow(len(r), len(u), None, 7)
     x = {k: mia_features(logits[k], classes[k])['confidence'][:, None] for k in logits}
     machine = SVC(C=3, gamma='auto').fit(np.r_[x['retain'][r[members]], x['unseen'][u[others]]], np.repeat([-1, 1], len(others)))
     for calls, rows in zip(got['confidence'], (x['forget'], x['unseen'][u_held], x['retain'][r_held])):

@@ -101,7 +101,7 @@ def test_machines_see_a_small_part_of_the_rows(monkeypatch):
 
 def test_no_fit_more_than_the_cells_need(monkeypatch):
     rows, asked = fits_of(monkeypatch), np.array([[0.], [1.]])
-    mi._nonmembers(np.repeat([[1.], [0.]], [1900, 100], axis=0), np.repeat([[1.], [0.]], [1000, 1000], axis=0), asked)
+    mi.nonmembers(np.repeat([[1.], [0.]], [1900, 100], axis=0), np.repeat([[1.], [0.]], [1000, 1000], axis=0), asked)
     assert rows == [4]  # two values in each class: no cell can straddle anything
 
 
@@ -128,8 +128,8 @@ def test_cells_are_parted_at_the_kink_and_nowhere_else(seed):
 def test_short_cut_handles_two_values_and_constants():
     member, other = np.ones((3000, 1)), np.repeat([[1.], [0.]], [2000, 1000], axis=0)
     asked = np.array([[0.], [1.], [1.]])
-    assert mi._nonmembers(member, other, asked).tolist() == [True, False, False]
-    assert not mi._nonmembers(member, member, asked).any()  # nothing to tell them apart by
+    assert mi.nonmembers(member, other, asked).tolist() == [True, False, False]
+    assert not mi.nonmembers(member, member, asked).any()  # nothing to tell them apart by
 
 
 def test_cells_part_the_rows_and_repeat_themselves():

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from .ensemble import bytes_of
 from .images import Split, as_pixels, in_parts
 from .load import spellings
 from .models import unwrap
@@ -161,7 +162,7 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, t in sorted(plain_state(unwrap(model)).items()):
         digest.update(json.dumps([name, str(t.dtype), t.shape]).encode())
-        digest.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(bytes_of(t))
     return digest.hexdigest()
 
 # %% ../nbs/93_manifest.ipynb #e22c193b

@@ -43,7 +43,6 @@ class WitnessRelabel(ForgetLoss):
             target = soft_targets(*seen, retain.y, self.temperature)
         return F.cross_entropy(outputs(run.student, forget.x), target)
 
-
 # %% ../../nbs/methods/64_hybrids.ipynb #1c9c5026
 def soft_witness(
     *, witness: Training = replace(PAPER_TRAINING, epochs=3), temperature: float = 1.,

@@ -15,7 +15,7 @@ from scipy.special import betaincinv, ndtr, ndtri, stdtrit
 from scipy.stats import rankdata
 from .accuracy import as_array
 from .forget_quality import Interval
-from .membership_inference import _features_of, _nonmembers, _shadow
+from .membership_inference import features_of, nonmembers, draw_shadow
 
 # %% ../../nbs/metrics/78_evidence.ipynb #7478c2de
 def _part(name, values, classes):
@@ -363,13 +363,13 @@ def _halves(y, rng):
 def _called(logits, classes, seed):
     "Attack → which it calls non-members of forget, unseen and retain (held out); classes of the two."
     retain, unseen, forget = ((logits[k], classes[k]) for k in ("retain", "unseen", "forget"))
-    of_retain, of_unseen, of_forget = _features_of(retain, unseen, forget)
+    of_retain, of_unseen, of_forget = features_of(retain, unseen, forget)
     rng, called = np.random.default_rng(seed), {}
     (r, r_held), (u, u_held) = (_halves(y, rng) for _, y in (retain, unseen))
-    members, others = _shadow(len(r), len(u), None, seed)
+    members, others = draw_shadow(len(r), len(u), None, seed)
     for name in of_forget:
         a, b, c = (f[name].reshape(len(f[name]), -1) for f in (of_retain, of_unseen, of_forget))
-        calls = _nonmembers(a[r[members]], b[u[others]], np.concatenate([c, b[u_held], a[r_held]]))
+        calls = nonmembers(a[r[members]], b[u[others]], np.concatenate([c, b[u_held], a[r_held]]))
         called[name] = np.split(calls, np.cumsum([len(c), len(u_held)]))
     return called, unseen[1][u_held], retain[1][r_held]
 
