@@ -1,6 +1,7 @@
 """Evidence from one network against slow references: pairs one by one, exact levels, the power that is promised, every verdict and every error."""
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
+import warnings
 
 import numpy as np
 import pytest
@@ -126,7 +127,7 @@ def test_the_interval_holds_the_truth(n, m, classes, gain, least):
 
 def test_the_null_is_that_of_all_divisions():
     """Two classes so small that every division can be written out."""
-    s, y, t, z = np.array([5., 1., 3.]), np.array([0, 0, 1]), np.array([2., 2., 1., 4., 0.]), np.array([0, 0, 0, 1, 1])
+    s, y, t, z = map(np.array, SMALL['ties'])
     pools, every = [(s[y == c], t[z == c]) for c in (0, 1)], []
     def means(own, others):
         pool = np.r_[own, others]
@@ -134,12 +135,114 @@ def test_the_null_is_that_of_all_divisions():
             rest = np.delete(pool, chosen)
             yield sum(slow_ranks(pool[list(chosen)], np.zeros(len(own)), rest, np.zeros(len(rest)))) / len(y)
     every = [a + b for a in means(*pools[0]) for b in means(*pools[1])]
-    drawn = ev._null(parts_of(s, y, t, z), 40_000, np.random.default_rng(0))
+    drawn = ev._null(parts_of(s, y, t, z), 40_000, np.random.default_rng(0))[:, 0]
     values, counts = np.unique(np.round(every, 6), return_counts=True)
     got = np.array([np.sum(np.abs(drawn - x) < 1e-5) for x in values]) / 40_000
     np.testing.assert_allclose(got, counts / len(every), atol=0.01)
-    far = np.mean(np.abs(np.array(every) - 50) >= abs(slow_ranks(s, y, t, z).mean() - 50) - 1e-9)
-    assert class_auc(s, y, t, z, draws=20_000).p == pytest.approx(far, abs=0.01)
+
+
+def slow_both(s, y, t, z):
+    """Mean rank and spread, image by image: (rank − middle) / size of the class's pool, in percent, with midranks counted."""
+    far = []
+    for a, c in zip(s, y):
+        pool = np.r_[s[y == c], t[z == c]]
+        far.append(abs(np.sum(pool < a) + (np.sum(pool == a) + 1) / 2 - (len(pool) + 1) / 2) / len(pool))
+    return slow_ranks(s, y, t, z).mean(), 100 * np.mean(far)
+
+
+def every_division(s, y, t, z):
+    """Mean rank and spread of all ways to say which of a class are the forgotten ones, (divisions, 2); the actual one first."""
+    classes = np.unique(y)
+    pools = {c: np.r_[s[y == c], t[z == c]] for c in classes}
+    for chosen in product(*(combinations(range(len(pools[c])), np.sum(y == c)) for c in classes)):
+        own = [pools[c][list(i)] for c, i in zip(classes, chosen)]
+        rest = [np.delete(pools[c], i) for c, i in zip(classes, chosen)]
+        yield slow_both(np.concatenate(own), np.repeat(classes, [*map(len, own)]), np.concatenate(rest), np.repeat(classes, [*map(len, rest)]))
+
+
+SMALL = {
+    'ties': ([5., 1., 3.], [0, 0, 1], [2., 2., 1., 4., 0.], [0, 0, 0, 1, 1]),
+    'at the ends': ([0., 9., 0.5, 8.], [0, 0, 1, 1], [1., 2., 3., 4., 1., 2., 3.], [0, 0, 0, 0, 1, 1, 1]),
+    'in the middle': ([3.1, 3.2, 3.3], [4] * 3, [1., 2., 2.5, 4., 5., 6.], [4] * 6),
+    'one pair in a class': ([5., 1., 7.], [0, 0, 1], [2., 3., 6., 4.], [0, 0, 0, 1]),
+}
+
+
+@pytest.mark.parametrize('case', SMALL)
+def test_p_is_that_of_the_larger_of_two_over_all_divisions(case):
+    s, y, t, z = map(np.array, SMALL[case])
+    every = np.array(list(every_division(s, y, t, z)))
+    mean, deviation = ev._moments(parts_of(s, y, t, z))
+    np.testing.assert_allclose(mean, every.mean(axis=0))
+    np.testing.assert_allclose(deviation, every.std(axis=0))
+    apart = np.abs(every - mean) / deviation
+    got = class_auc(s, y, t, z, draws=20_000)
+    assert got.p == pytest.approx(np.mean(apart.max(axis=1) >= apart[0].max() - 1e-9), abs=0.01)
+    assert (got.auc.value, got.spread, got.usual) == pytest.approx((*every[0], mean[1]))
+    assert got.by == ('spread' if apart[0, 1] > apart[0, 0] else 'rank')
+    assert got.by == {'at the ends': 'spread', 'in the middle': 'spread'}.get(case, got.by)
+
+
+def test_where_chance_has_no_choice_nothing_stands_out():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # no division by zero
+        for s, y, t, z in (([3.], [0], [9.], [0]), ([9., 2.], [0, 1], [3., 4.], [0, 1]), ([2.] * 7, [0] * 7, [2.] * 30, [0] * 30),
+                           ([0.1] * 3, [0] * 3, [0.1] * 4, [0] * 4)):
+            got = class_auc(s, y, t, z, draws=99)
+            assert (got.p, got.by) == (1, 'rank')
+    half = class_auc([1., 5., 1.], [0] * 3, [1., 5., 5.], [0] * 3, draws=99)  # all equally far out: the spread has no variance
+    assert half.by == 'rank' and half.spread == half.usual == 25 and half.p > 0.3
+
+
+def test_one_image_has_no_spread():
+    """In the very middle of a thousand it is as likely as any other: no trace."""
+    got = class_auc([499.5], [0], np.arange(1000.), [0] * 1000, draws=999)
+    assert got.p == 1 and got.by == 'rank' and not got.by_spread
+    assert class_auc([1e4], [0], np.arange(1000.), [0] * 1000, draws=999).p < 0.01
+
+
+@pytest.mark.parametrize('like', [None, [0] * 5 + [1] * 3])
+def test_classes_weigh_the_spread_as_they_weigh_the_mean_rank(like):
+    rng = np.random.default_rng(0)
+    y, z = np.repeat([0, 1], [30, 10]), np.repeat([0, 1], [50, 80])
+    s, t = 2 * rng.normal(size=40), rng.normal(size=130)
+    each = [slow_both(s[y == c], y[y == c], t[z == c], z[z == c])[1] for c in (0, 1)]
+    share = [30 / 40, 10 / 40] if like is None else [5 / 8, 3 / 8]
+    parts = parts_of(s, y, t, z, None if like is None else np.array(like))
+    assert class_auc(s, y, t, z, like, 99).spread == pytest.approx(np.dot(share, each))
+    drawn, (mean, deviation) = ev._null(parts, 20_000, rng), ev._moments(parts)
+    np.testing.assert_allclose(drawn.mean(axis=0), mean, atol=0.1)
+    np.testing.assert_allclose(drawn.std(axis=0), deviation, rtol=0.03)
+    assert abs(np.corrcoef(drawn.T)[0, 1]) < 0.03  # as good as independent: what Šidák's value supposes
+
+
+def test_two_numbers_on_a_card_are_dealt_together():
+    cards = np.stack([np.arange(9.), np.arange(9.)**2 - 4], axis=1)
+    for k in (0, 3, 7, 9):
+        drawn = ev._dealt(cards, k, 2000, np.random.default_rng(k))
+        sums = {tuple(cards[list(c)].sum(axis=0)) for c in combinations(range(9), k)}
+        assert drawn.shape == (2000, 2) and set(map(tuple, drawn)) <= sums
+        np.testing.assert_array_equal(drawn[:, 0], ev._dealt(cards[:, 0], k, 2000, np.random.default_rng(k)))
+
+
+def half_known(rng, n, by):
+    (s, y), (t, z) = answers(rng, n), answers(rng, 500)
+    return s + np.resize([by, -by], n), y, t, z
+
+
+def test_half_known_and_half_overdone_is_found():
+    rng, times = np.random.default_rng(3), 60
+    got = [class_auc(*half_known(rng, 60, 2.), draws=199, seed=k) for k in range(times)]
+    assert sum(x.by_spread for x in got) > 0.95 * times and all(abs(x.auc.value - 50) < 12 and x.spread > x.usual for x in got)
+
+
+def test_crowded_in_the_middle_is_found_and_said():
+    rng = np.random.default_rng(3)
+    (s, y), (t, z) = answers(rng, 60), answers(rng, 500)
+    got = class_auc(y / 3 + (s - y / 3) / 5, y, t, z)
+    assert got.by_spread and got.spread < got.usual - 5 and 'by the spread' in str(got)
+    plain = class_auc(s, y, t, z)
+    assert plain.p > LEVEL and 'spread' not in str(plain) and 'spread' not in str(class_auc(s + 1, y, t, z))
 
 
 def test_a_pack_dealt_beyond_half_is_dealt_from_the_other_end():
@@ -156,9 +259,7 @@ def test_the_level_of_the_test(n, m, classes, digits):
     found = 0
     for _ in range(times):
         (s, y), (t, z) = answers(rng, n, 0., classes), answers(rng, m, 0., classes)
-        parts = parts_of(s.round(digits), y, t.round(digits), z)
-        farther = np.abs(ev._null(parts, 199, rng) - 50) >= abs(ev._class_auc(parts)[0] - 50) - 1e-9
-        found += (1 + farther.sum()) / 200 <= LEVEL
+        found += ev._test(parts_of(s.round(digits), y, t.round(digits), z), 199, rng)[0] <= LEVEL
     assert found <= binom(times, LEVEL).ppf(0.999)
     if digits: assert found >= binom(times, LEVEL).ppf(0.001)  # with ties it may keep below
 
@@ -174,7 +275,7 @@ def test_order_alone_counts_and_the_seed_decides():
 @pytest.mark.parametrize('n', [1, 4])
 def test_a_few_images_have_no_spread(n):
     got = class_auc([1.] * n, [0] * n, np.arange(100) / 40, np.zeros(100, int), draws=99)
-    assert got.auc == (pytest.approx(100 * 40.5 / 100), 0, 100) and got.p > 0.3 and got.n == n
+    assert got.auc == (pytest.approx(100 * 40.5 / 100), 0, 100) and got.p > LEVEL and got.n == n
     assert class_auc([1.] * 5, [0] * 5, np.arange(100) / 40, np.zeros(100, int), draws=99).auc.low > 20
 
 
@@ -193,7 +294,7 @@ def test_it_is_fast():
 def test_null_deviation_against_permutations(y, z):
     y, z = np.asarray(y), np.asarray(z)
     rng = np.random.default_rng(0)
-    drawn = ev._null(parts_of(rng.normal(size=len(y)), y, rng.normal(size=len(z)), z), 40_000, rng)
+    drawn = ev._null(parts_of(rng.normal(size=len(y)), y, rng.normal(size=len(z)), z), 40_000, rng)[:, 0]
     assert null_deviation(y, z) == pytest.approx(drawn.std(), rel=0.02)
 
 
@@ -212,7 +313,7 @@ def test_the_smallest_share_is_found_in_four_of_five_cases(n, m):
 
 def test_smallest_share_by_hand():
     assert smallest_share([0, 0, 1], [0, 0, 1, 5], 10) == pytest.approx(
-        100 * (norm.ppf(.975) + norm.ppf(.8)) * 100 * np.sqrt((2 / 3)**2 * 5 / (12 * 4) + (1 / 3)**2 * 3 / 12) / 10)
+        100 * (norm.ppf((1 + .95**.5) / 2) + norm.ppf(.8)) * 100 * np.sqrt((2 / 3)**2 * 5 / (12 * 4) + (1 / 3)**2 * 3 / 12) / 10)
     assert smallest_share([0], [0], 0) == smallest_share([0], [0], -3) == np.inf
     assert smallest_share([0, 9], [0], 10) == smallest_share([0], [0], 10)  # what cannot be compared shows nothing
 
@@ -251,7 +352,9 @@ def test_the_interval_of_what_is_left_holds_the_truth(left):
 
 # --- the verdict ----------------------------------------------------------------------------------------------------------------
 
-LIKE, SURE = ClassAUC(Interval(51., 45., 57.), 0.7, 90, {}), ClassAUC(Interval(65., 60., 70.), 0.0005, 90, {})
+LIKE = ClassAUC(Interval(51., 45., 57.), 0.7, 90, {}, 'spread', 25.5, 25.)
+SURE = ClassAUC(Interval(65., 60., 70.), 0.0005, 90, {}, 'rank', 27., 25.)
+WIDE, ALIKE = (replace(LIKE, p=0.0005, spread=d) for d in (40.8, 12.2))
 PLAIN = ev.Evidence(LIKE, SURE, LIKE, LIKE, SURE, 30., Interval(7., -20., 30.))
 
 
@@ -260,6 +363,11 @@ PLAIN = ev.Evidence(LIKE, SURE, LIKE, LIKE, SURE, 30., Interval(7., -20., 30.))
     (dict(smallest=ENOUGH), NONE, ('Had 50 %',)),
     (dict(after=SURE), FOUND, ('more surely', 'p below 0.001')),
     (dict(after=replace(SURE, auc=Interval(35., 30., 40.))), FOUND, ('LESS surely', 'pressed below')),
+    (dict(after=WIDE), FOUND, ('some of the 90 forgotten images more surely and others less surely', 'both betray which they are', '41 % away',
+                               'where 25 % is no difference', 'mean rank among these 51 %')),
+    (dict(after=ALIKE), FOUND, ('the 90 forgotten images more alike than', '12 % away', 'tells which they were')),
+    (dict(kind=WIDE), UNDECIDABLE, ('unlike', 'answered them some more surely and others less surely than retained')),
+    (dict(kind=ALIKE), UNDECIDABLE, ('unlike', 'answered them more alike than retained')),
     (dict(after=SURE, smallest=900., memory=LIKE), FOUND, ('more surely',)),  # what was found was found
     (dict(after=replace(LIKE, p=LEVEL)), NONE, ()),
     (dict(smallest=ENOUGH + 1e-9), UNDECIDABLE, ('too small', 'only if 50 %', 'references')),
@@ -283,8 +391,23 @@ def test_each_verdict(change, word, said):
 def test_the_three_words_from_arrays():
     rng = np.random.default_rng(0)
     words = [verdict(evidence(*request(rng, **case), draws=500)).word for case in
-             (dict(left=1.), dict(left=-1.), dict(left=0., n=12), dict(left=0., odd=-0.8), dict(left=0., gain=0.))]
-    assert words == [FOUND, FOUND, UNDECIDABLE, UNDECIDABLE, UNDECIDABLE]
+             (dict(left=1.), dict(left=-1.), dict(left=np.resize([2.5, -2.5], 60), n=60), dict(left=0., n=12), dict(left=0., odd=-0.8),
+              dict(left=0., gain=0.))]
+    assert words == [FOUND, FOUND, FOUND, UNDECIDABLE, UNDECIDABLE, UNDECIDABLE]
+
+
+@pytest.mark.parametrize('odd', [-0.8, 0.8])
+def test_images_named_as_comparable_allow_a_verdict(odd):
+    """Of another kind than the test images, and the unseen ones of the same kind: neither a look at the kind nor retained images judge."""
+    words = {0.: set(), 1.: set()}
+    for left in words:
+        before, after, classes = request(np.random.default_rng(2), 200, left, odd)
+        assert verdict(evidence(before, after, classes, draws=300)).word == UNDECIDABLE
+        before, after = (x | dict(unseen=x['unseen'] + odd) for x in (before, after))
+        e = evidence(before, after, classes, draws=300, comparable=True)
+        assert e.kind is None and e.memory == e.before and e.smallest == smallest_share(classes['forget'], classes['unseen'], e.before.auc.value - 50)
+        words[left] = verdict(e).word
+    assert words == {0.: NONE, 1.: FOUND}
 
 
 def test_a_verdict_is_wrong_no_more_often_than_the_level():
