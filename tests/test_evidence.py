@@ -457,7 +457,7 @@ def attacked(rng, n=40, left=0., gain=2., m=200, r=300):
 
 def test_the_attack_is_that_of_sklearn_on_the_other_halves():
     logits, classes = attacked(np.random.default_rng(0))
-    got, of_unseen, of_retain = ev._called(logits, classes, 7)
+    got, of_unseen, of_retain, of_taught = ev._called(logits, classes, 7)
     rng = np.random.default_rng(7)
     (r, r_held), (u, u_held) = (ev._halves(classes[k], rng) for k in ('retain', 'unseen'))
     for held, taught, k in ((r_held, r, 'retain'), (u_held, u, 'unseen')):
@@ -469,6 +469,7 @@ def test_the_attack_is_that_of_sklearn_on_the_other_halves():
     for calls, rows in zip(got['confidence'], (x['forget'], x['unseen'][u_held], x['retain'][r_held])):
         np.testing.assert_array_equal(calls, machine.predict(rows) > 0)
     assert (of_unseen == classes['unseen'][u_held]).all() and (of_retain == classes['retain'][r_held]).all()
+    assert sorted(of_taught) == sorted(classes['unseen'][u[others]])
 
 
 def test_the_ranges_are_those_of_class_matched_draws():
@@ -497,7 +498,24 @@ def test_classes_with_too_few_images_are_named():
     called = ev._called(logits, classes | dict(unseen=z), 0)[0]['entropy'][0]
     assert got.shares['entropy'].forget == pytest.approx(100 * called[y != 1].mean())
     whole = svc_in_proportion(logits, classes | dict(retain=np.zeros(300, int), forget=np.maximum(y, 1)))
+    assert got.left_out == {1: np.sum(y == 1)} and whole.left_out == {}
     assert np.isnan(whole.shares['entropy'].retain.value) and set(whole.few['retain']) == {1, 2, 3}
+
+
+@pytest.mark.parametrize('before', [0, 1])  # images of another class, so that the lone one is taught, or held out
+def test_a_lone_unseen_image_cannot_teach_and_be_compared(before):
+    """One image of class 3: on whichever side it falls, forgotten images of the class are not asked, and counted."""
+    logits, classes = attacked(np.random.default_rng(2))
+    y, z = classes['forget'], classes['unseen']
+    keep = np.r_[np.flatnonzero(z < 3)[before:], np.flatnonzero(z == 3)[:1]]
+    fewer = [x | dict(unseen=x['unseen'][keep]) for x in (logits, classes)]
+    sides = ev._called(*fewer, 0)
+    held = len(keep) % 2 == 0
+    assert (3 in sides[1], 3 in sides[3]) == (held, not held)
+    got = svc_in_proportion(*fewer)
+    assert got.left_out == {3: np.sum(y == 3)}
+    for name, share in got.shares.items():
+        assert share.forget == pytest.approx(100 * sides[0][name][0][y != 3].mean()) and np.isfinite([share.unseen, share.retain]).all()
 
 
 def test_the_attack_is_seeded():
@@ -550,7 +568,7 @@ def test_what_evidence_refuses(call, message):
     (lambda z, y: (z, y | dict(unseen=y['unseen'][1:])), r'labels have shape \(199,\), but there are 200 rows of logits'),
     (lambda z, y: (z | dict(retain=z['retain'] / 0), y), 'logits are not finite'),
     (lambda z, y: ({k: z[k] for k in ('forget', 'retain')}, y), 'logits has no unseen: expected'),
-    (lambda z, y: (z, y | dict(forget=0 * y['forget'], unseen=0 * y['unseen'] + 1)), 'unseen images held out is of a class of the forgotten ones: name comparable'),
+    (lambda z, y: (z, y | dict(forget=0 * y['forget'], unseen=0 * y['unseen'] + 1)), 'is there an unseen one to teach the attack and another to be compared with: name comparable'),
     (lambda z, y: (z | dict(forget=z['forget'][:0]), y | dict(forget=y['forget'][:0])), r'logits have shape \(0, 4\)'),
 ])
 @pytest.mark.filterwarnings('ignore:divide by zero')

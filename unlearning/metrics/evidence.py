@@ -429,7 +429,7 @@ def _halves(y, rng):
 
 # %% ../../nbs/metrics/78_evidence.ipynb #fdef7558
 def _called(logits, classes, seed):
-    "Attack → which it calls non-members of forget, unseen and retain (held out); classes of the two."
+    "Attack → which of forget, unseen, retain (held out) it calls non-members; classes held out, and taught."
     retain, unseen, forget = ((logits[k], classes[k]) for k in ("retain", "unseen", "forget"))
     of_retain, of_unseen, of_forget = features_of(retain, unseen, forget)
     rng, called = np.random.default_rng(seed), {}
@@ -439,14 +439,14 @@ def _called(logits, classes, seed):
         a, b, c = (f[name].reshape(len(f[name]), -1) for f in (of_retain, of_unseen, of_forget))
         calls = nonmembers(a[r[members]], b[u[others]], np.concatenate([c, b[u_held], a[r_held]]))
         called[name] = np.split(calls, np.cumsum([len(c), len(u_held)]))
-    return called, unseen[1][u_held], retain[1][r_held]
+    return called, unseen[1][u_held], retain[1][r_held], unseen[1][u[others]]
 
 # %% ../../nbs/metrics/78_evidence.ipynb #9af5c90d
 class Proportion(NamedTuple):
     "Percent called non-members."
     forget: float     # of the forgotten images
     unseen: Interval  # of as many unseen ones of the same classes: expected, and the middle 95 % of draws
-    retain: Interval  # of as many retained ones
+    retain: Interval  # of as many retained ones; NaN: none of these classes is held out
 
 def _range(calls, y, asked, draws, rng):
     "Of sets of images of the classes asked for, drawn with replacement; NaN where there is none at all."
@@ -464,23 +464,30 @@ def _too_few(y, asked):
 # %% ../../nbs/metrics/78_evidence.ipynb #1fa08e25
 @dataclass(frozen=True)
 class Attacks:
-    shares: dict  # attack → `Proportion`
-    few: dict     # "unseen", "retain": class → (held out, asked for), where fewer are held out than drawn
+    shares: dict    # attack → `Proportion`
+    few: dict       # "unseen", "retain": class → (held out, asked for), where fewer are held out than drawn
+    left_out: dict  # class → number of forgotten images not asked: unseen ones do not teach and compare
+
+def _both_sides(y, taught, held):
+    "Which images are of a class that taught the attack and is held out. `ValueError`: none."
+    asked = np.isin(y, np.intersect1d(taught, held))
+    if not asked.any(): raise ValueError(
+        f"of no class of the {len(y)} forgotten images is there an unseen one to teach the attack and "
+        "another to be compared with: name comparable images, several of each class")
+    return asked
 
 def svc_in_proportion(
     logits:dict,   # of "forget", "unseen", "retain": (images, classes), by the network to be judged
     classes:dict,  # of the same: (images,) integers
     draws:int=2000, seed:int=0,
-)->Attacks:        # forgotten images of a class of which no unseen one is held out do not count
+)->Attacks:        # forgotten images without unseen ones of the class in both halves do not count
     "The SVC attack on forgotten images, beside as many unseen and retained ones. `ValueError`: shapes, NaN."
     logits, classes = _all_there(logits=logits, classes=classes)
-    called, of_unseen, of_retain = _called(logits, classes, seed)
+    called, of_unseen, of_retain, taught = _called(logits, classes, seed)
     y, rng = classes["forget"], np.random.default_rng([seed, 1])
-    judged = np.isin(y, of_unseen)
-    if not judged.any(): raise ValueError(f"none of {len(of_unseen)} unseen images held out is of a class of "
-                                          "the forgotten ones: name comparable images, several of each class")
+    judged = _both_sides(y, taught, of_unseen)
     def shares(forget, unseen, retain):
         drawn = (_range(x, of, y[judged], draws, rng) for x, of in ((unseen, of_unseen), (retain, of_retain)))
         return Proportion(float(100 * forget[judged].mean()), *drawn)
     few = {k: _too_few(held, y) for k, held in (("unseen", of_unseen), ("retain", of_retain))}
-    return Attacks({name: shares(*calls) for name, calls in called.items()}, few)
+    return Attacks({name: shares(*calls) for name, calls in called.items()}, few, _left_out(y, y[judged]))
