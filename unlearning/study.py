@@ -4,18 +4,18 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT', 'FIRST_SEED',
-           'EMULATES', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE', 'skeleton', 'with_weights',
-           'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of', 'check_types',
-           'checked_training', 'settled_recipe', 'Study', 'asked', 'check_numbers', 'check_device', 'check_originals',
-           'check_rows', 'recipe_settings', 'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks',
-           'network_tasks', 'verified_split', 'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half',
-           'logits_of', 'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker',
-           'timed', 'Given', 'maker', 'measured_labels', 'Measurer', 'measurements', 'Results', 'Answers',
-           'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of',
-           'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of',
-           'collect', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first', 'without_original',
-           'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing',
-           'unpack']
+           'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE', 'skeleton',
+           'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of',
+           'check_types', 'checked_training', 'settled_recipe', 'Study', 'asked', 'check_numbers', 'gpus', 'gpus_found',
+           'lacks', 'check_device', 'check_originals', 'check_rows', 'recipe_settings', 'training_settings',
+           'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in',
+           'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of',
+           'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels',
+           'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of',
+           'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of',
+           'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'collect', 'look', 'refuse_without_gpu',
+           'refuse_weightless', 'trained_first', 'without_original', 'too_few_retrained', 'orphans', 'run_study',
+           'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
 import errno, inspect, os, re, shutil, socket, time, warnings, zipfile
@@ -223,8 +223,16 @@ MOST = 10_000    # seeds, so that those of training stay apart
 SAMPLE = 10_000  # retain images on which a network is measured: all, or so many
 
 # %% ../nbs/81_study.ipynb #95801767
+def gpus() -> int: return torch.cuda.device_count() if torch.cuda.is_available() else 0
+def gpus_found(): return f"torch finds {gpus() or 'no'} GPU{'s' * (gpus() > 1)}"
+
+def lacks(device) -> bool:
+    "Whether this process sees no such GPU."
+    return device != "cpu" and (torch.device(device).index or 0) >= gpus()
+
+# %% ../nbs/81_study.ipynb #5651d1fc
 def check_device(study):
-    if study.device.split(":")[0] in ("cpu", "cuda"): return
+    if re.fullmatch(r"cpu|cuda(:\d+)?", study.device): return
     raise ValueError(f"device is {study.device!r}: use 'cpu' or 'cuda'")
 
 def check_originals(study):
@@ -425,12 +433,14 @@ def in_bfloat16(works) -> bool:
 
 EMULATES = ("the worker on {} has a CPU without instructions for bfloat16, in which this study trains: take that "
             "machine from the cluster, or begin the study with precision=\"float32\"; what is finished is kept")
+GPULESS = ("the worker on {} should compute on {!r}, and {} there: take it from the cluster, or look what "
+           "CUDA_VISIBLE_DEVICES leaves to it; what is finished is kept")
 
 # %% ../nbs/81_study.ipynb #a692c5ab
 class Maker(Setup):
     "Makes any network of a study, in whatever process it finds itself."
     def __call__(self, task):
-        self.refuse_emulation(task)
+        self.refuse_machine(task)
         split = split_in(self.split_path, self.device)
         model, seconds = (self.unlearned if self.recipe(task) else self.trained)(split, task)
         weights = weights_of(model) if task.method in KEPT else {}
@@ -447,7 +457,8 @@ class Maker(Setup):
         model = self.start(task)
         return timed(lambda: run_recipe(model, split, self.recipe(task), task.seed).student, self.device)
 
-    def refuse_emulation(self, task):
+    def refuse_machine(self, task):
+        if lacks(self.device): raise Unfit(GPULESS.format(socket.gethostname(), self.device, gpus_found()))
         if self.natively and not native_bfloat16() and in_bfloat16(self.recipe(task) or self):
             raise Unfit(EMULATES.format(socket.gethostname()))
 
@@ -660,10 +671,10 @@ def look(study):
 # %% ../nbs/81_study.ipynb #b7d14abe
 def refuse_without_gpu(study, tasks, store):
     "What a GPU has computed can be read anywhere."
-    if study.device == "cpu" or study.scheduler or torch.cuda.is_available(): return
+    if study.scheduler or not lacks(study.device): return
     if all(t in store for row in tasks.values() for t in row): return
-    raise ValueError(f"device is {study.device!r}, and torch finds no GPU here: use 'cpu', or a scheduler whose "
-                     "workers have one")
+    raise ValueError(f"device is {study.device!r}, and {gpus_found()} here: use 'cpu', or a scheduler whose workers "
+                     "have it")
 
 def refuse_weightless(study, tasks, measured, store):
     "Earlier records of retrained networks have no weights: where a control starts from one, it is made anew."
@@ -679,7 +690,7 @@ def trained_first(study, tasks, run, make) -> dict:
     original = tasks["original"]
     if study.original is None: return run(original + tasks["retrain"], make)
     # The workers of a scheduler may have a GPU where this process has none.
-    here = study.device if torch.cuda.is_available() else "cpu"
+    here = "cpu" if lacks(study.device) else study.device
     return run(original, Given(study.original, study.split.to(here)), 1, "") | run(tasks["retrain"], make)
 
 # %% ../nbs/81_study.ipynb #403ddd2c
