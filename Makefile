@@ -14,7 +14,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Threads that wait for one another sleep: on a crowded machine spinning takes many times as long, on a free one it gains a little.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help study cifar10 celeba test test-all check export lab clean
+.PHONY: help study request cifar10 celeba test test-all check export lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -48,6 +48,13 @@ study: $(READY)  ## every method on wrong labels, on handwritten digits and on r
 	$(call run,$(NBS)/noisy_labels.ipynb,runs/noisy_labels,-p seeds 4)
 	$(call run,$(NBS)/quickstart.ipynb,runs/quickstart)
 	$(call run,$(NBS)/celeba.ipynb,runs/faces,-p images 2000 -p share 0.08 -p epochs 20.0 -p batch_size 64 -p seeds 4 -p samples 0)
+
+request: $(READY)  ## a deletion request, on an example that it makes: from a checkpoint and a list of files to a report
+	@mkdir -p runs/request
+	@$(BIN)/papermill $(NBS)/request.ipynb runs/request/request.ipynb -k python3 -p out runs/request \
+	  -p request_id example-$$(date +%Y%m%d-%H%M%S) --no-progress-bar --log-level ERROR --stderr-file -
+	@echo "Executed notebook: runs/request/request.ipynb"
+	@echo "The answer:        $$(ls -d runs/request/example-*/ | tail -1)report.html"
 
 cifar10: $(READY) $(NBS)/profiles/cifar10/$(PROFILE).yaml  ## the CIFAR-10 study: make cifar10 PROFILE=laptop
 	$(call run,$(NBS)/cifar10.ipynb,runs/cifar10-$(PROFILE),-f $(NBS)/profiles/cifar10/$(PROFILE).yaml)

@@ -1,4 +1,5 @@
 """Each experiment notebook, run by papermill as its reader would, at its smallest."""
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from test_league import made_up
 from unlearning.datasets.source import data_root
 from unlearning.datasets.faces import render_faces
 from unlearning.league import league, league_table, plot_league
+from unlearning.manifest import differences
 from unlearning.methods.recipes import RECIPES
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
@@ -196,6 +198,15 @@ def test_what_each_idea_moves(run, tmp_path):
     shown, pictures = run('as_unseen', variants=['soft_unseen', 'unseen+level'], subset=300, epochs=10.0, out=str(tmp_path/'out'))
     table = pd.read_csv(tmp_path/'out'/'as_unseen.csv', index_col=0)
     assert {'as tuned', 'no spread', 'No Unlearning'} == set(table.index) and pictures == 1 and 'K = 4 from as many originals' in shown
+
+
+@pytest.mark.slow
+def test_request_as_it_stands(run, tmp_path):
+    shown, pictures = run('request', trials=1, request_id='mine', out=str(tmp_path/'out'))
+    assert pictures == 1 and 'soft_unseen, trial 1 of 1' in shown and 'SHA256SUMS' in shown
+    answer = tmp_path/'out'/'mine'
+    assert json.loads((answer/'report.json').read_text())['request']['images'] == 90 and (answer/'report.html').exists()
+    assert differences(answer) == dict(missing=[], changed=[], extra=[])
 
 
 @pytest.mark.slow

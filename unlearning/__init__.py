@@ -22,7 +22,9 @@ ROOMS = dict(
     study="Results Study pack run_study unpack",
     report="chance_table forget_table mia_table save_report summary",
     league="league_table plot_league yardsticks",
-    manifest="hand_over make_key make_manifest read_key")
+    manifest="hand_over make_key make_manifest read_key",
+    auto="auto",
+    request="Request run_request")
 INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset", "methods.recipes": "RECIPES transfer",
          "metrics.accuracy": "accuracy", "metrics.forget_quality": "forget_quality statistic",
          "metrics.membership_inference": "svc_mia", "metrics.memory_left": "memory_left",

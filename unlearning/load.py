@@ -8,7 +8,8 @@ __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'READERS', 'E
            'by_name', 'by_positions', 'spellings', 'other_file', 'Paths', 'find_all', 'known_paths', 'by_path',
            'read_text', 'lines_of', 'whole', 'numbers_of', 'rows_of', 'from_lines', 'from_table', 'from_json',
            'look_up', 'from_npy', 'by_file', 'meant', 'positions', 'Share', 'People', 'options_of', 'takes_any',
-           'refuse_option', 'as_count', 'load_source', 'load_split', 'gone_classes', 'tuning_split', 'wrong_labels']
+           'refuse_option', 'as_count', 'load_source', 'load_split', 'gone_classes', 'tuning_split', 'wrong_labels',
+           'with_truth']
 
 # %% ../nbs/19_load.ipynb #6986e38c
 import csv, difflib, inspect, json, math, os, posixpath, re, unicodedata, warnings
@@ -610,3 +611,20 @@ def wrong_labels(
     train = replace(split.train, labels=_mislabel(truth.cpu(), at, classes, rng).to(truth.device), truth=truth)
     made = make_split(train, split.test, at, split.classes, f"{split.name} ({100 * share:.3g} % wrong labels)")
     return replace(made, val=split.val)
+
+# %% ../nbs/19_load.ipynb #5c921d36
+def with_truth(
+    source: Source,
+    path,                  # of the list (.csv or .tsv): images, as in any forget file, and their true labels
+    column: str = "true",  # the one with the labels: names or numbers of classes
+) -> Source:
+    "The data set, knowing the true labels of the listed images. `ValueError` names the line that cannot be right."
+    (_, header), *rows = rows_of(read_text(path), path)
+    if column not in (names := [name.strip() for name in header]):
+        raise ValueError(f"{path} has the columns {', '.join(names)}: none is called {column!r}")
+    at, truth = by_file(path, source, 0), source.train.labels.clone()
+    for i, (place, row) in zip(at, rows):
+        if (label := _label(row[names.index(column)].strip(), source)) == truth[i]:
+            raise ValueError(f"{path}, {place}: the true label is the one that was given, {source.classes[label]}")
+        truth[i] = label
+    return source._replace(train=replace(source.train, truth=truth))

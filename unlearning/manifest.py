@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SUMS', 'SIGNATURES', 'FULL', 'FORBIDDEN', 'LARGEST', 'make_key', 'read_key', 'keyed', 'key_id', 'data_fingerprint',
-           'make_manifest', 'find', 'weights_fingerprint', 'check_name', 'files_in', 'hand_over', 'read_sums',
-           'differences', 'Predecessor', 'predecessor']
+           'make_manifest', 'find', 'weights_fingerprint', 'check_name', 'files_in', 'refuse_taken', 'hand_over',
+           'read_sums', 'differences', 'Predecessor', 'predecessor']
 
 # %% ../nbs/93_manifest.ipynb #c135e9d6
 import hashlib, hmac, json, os, re, secrets, shutil, unicodedata, uuid, warnings
@@ -231,6 +231,10 @@ def _taken(folder) -> FileExistsError:
     words = "it is there already, and what was handed over is never replaced"
     return FileExistsError(EEXIST, f"{words}: {remedy}", str(folder))
 
+def refuse_taken(folder):
+    "`FileExistsError` for a folder that is there: to be asked before the work, too."
+    if os.path.lexists(folder): raise _taken(folder)
+
 def _rename(part, folder):
     try: os.rename(part, folder)
     except OSError as e:  # another process was faster
@@ -294,7 +298,7 @@ def hand_over(
     "Write a folder of files and their SHA256SUMS, whole or not at all. `FileExistsError`: it is there."
     folder = Path(folder).absolute()
     for name in writers: check_name(name)
-    if os.path.lexists(folder): raise _taken(folder)
+    refuse_taken(folder)
     with _refused_in_words(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _clear_litter(folder)

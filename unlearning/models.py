@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
         return self.relu2(out + self.shortcut(x))
 
 # %% ../nbs/20_models.ipynb #a056bab7
-def small_resnet(num_classes, in_channels, widths=(32, 64, 128)):
+def small_resnet(num_classes, in_channels=3, widths=(32, 64, 128)):
     "0.3 M parameters; a residual block for each width, all but the first halving the resolution."
     stem = [nn.Conv2d(in_channels, widths[0], 4, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     blocks = [ResidualBlock(i, o, 1 if i == o else 2) for i, o in zip((widths[0], *widths), widths)]

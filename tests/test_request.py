@@ -1,0 +1,302 @@
+"""A deletion request: what is refused before the work, what is handed over, and what it says."""
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from unlearning.auto import halves, pseudo_request
+from unlearning.images import make_split
+from unlearning.load import Share, load_split, wrong_labels
+from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
+from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE
+from unlearning.request import (PEOPLE, Request, build, by_name, choose, limits, look, make_example, refer, run,
+                                run_request, set_apart, source_of, weigh)
+from unlearning.methods.activation_pruning import activation_pruning
+from unlearning.methods.finetune import finetune
+from unlearning.training import Training, fit, logits
+from unlearning.models import copy_network, create_model
+from unlearning.weights import load_weights, save_weights
+
+
+@pytest.fixture(scope='module')
+def given(tmp_path_factory): return make_example(tmp_path_factory.mktemp('example'), epochs=4)
+
+
+@pytest.fixture(scope='module')
+def training(): return Training(epochs=4, batch_size=32, lr=0.05, augment=(), label_smoothing=0., precision='float32')
+
+
+@pytest.fixture(scope='module')
+def source(given): return source_of(given['train'], given['test'], given['size'], given['mean'], given['std'])
+
+
+@pytest.fixture
+def asked(given, source, training):
+    def ask(recipe=None, **more):
+        split = load_split(source, forget=Path(given['forget']))
+        net = load_weights(build(given['builder'], 10), given['checkpoint'])
+        recipe = recipe or finetune(repair=replace(training, epochs=0.4, lr=1e-3))
+        return Request(net, split, training, recipe, **(dict(accuracy=given['accuracy'], max_test_drop=50.) | more))
+    return ask
+
+
+@pytest.fixture
+def key(tmp_path): return make_key(tmp_path / 'owner.key', tmp_path / 'answer')
+
+
+# What is refused, before anything is done or written
+
+def test_another_accuracy_than_the_owners(asked, key, tmp_path):
+    with pytest.raises(ValueError, match='12.0 % were stated'): run_request(asked(accuracy=12.), tmp_path / 'answer', key)
+    assert not (tmp_path / 'answer').exists()
+
+
+@pytest.mark.parametrize('content, match', [('7/none.png\n', 'none.png'), ('../../etc/passwd\n', 'passwd'), ('', 'is empty'), ('{"a"', 'is not JSON')])
+def test_lists_that_name_nothing(given, source, tmp_path, content, match):
+    path = tmp_path / ('gone.json' if content.startswith('{') else 'gone.txt')
+    path.write_text(content)
+    with pytest.raises(ValueError, match=match): load_split(source, forget=path)
+
+
+def test_a_broken_checkpoint_stays_as_it_is(given, tmp_path):
+    whole = Path(given['checkpoint']).read_bytes()
+    path = tmp_path / 'half.pt'
+    path.write_bytes(whole[:len(whole) // 2])
+    with pytest.raises(ValueError, match='half.pt'): load_weights(build(given['builder'], 10), path)
+    assert path.read_bytes() == whole[:len(whole) // 2] and Path(given['checkpoint']).read_bytes() == whole
+
+
+@pytest.mark.parametrize('text, match', [('nowhere:at', "no module 'nowhere'"), ('json:nothing', "has no 'nothing'"), ('json', 'write module:function')])
+def test_names_of_code_that_is_not_there(text, match):
+    with pytest.raises(ValueError, match=match): by_name(text)
+
+
+def test_a_module_that_misses_another_says_which(tmp_path, monkeypatch):
+    (tmp_path / 'mine.py').write_text('import not_installed_here\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match='not_installed_here'): by_name('mine:net')
+
+
+def test_networks_by_name(tmp_path, monkeypatch):
+    (tmp_path / 'builders.py').write_text('from torch import nn\ndef two(n): return nn.Linear(2, n)\ndef none(): return nn.Linear(2, 3)\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert build('builders:two', 7).out_features == 7 and build('builders:none', 7).out_features == 3
+    assert build('resnet18', 5).fc.out_features == 5
+    assert build('resnet10t', 4).get_classifier().out_features == 4  # timm's
+    with pytest.raises(Exception, match='nonesuch'): build('nonesuch', 3)
+
+
+def test_an_answer_that_is_there_is_not_replaced(asked, key, tmp_path):
+    (tmp_path / 'answer').mkdir()
+    with pytest.raises(FileExistsError, match='name another'): run_request(asked(), tmp_path / 'answer', key)
+
+
+# What is handed over
+
+@pytest.fixture(scope='module')
+def answered(given, source, training, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('answered')
+    split = load_split(source, forget=Path(given['forget']))
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    r = Request(net, split, training, finetune(repair=replace(training, epochs=0.4, lr=1e-3)), max_test_drop=50., asked_by='<script>alert(1)</script>')
+    key = make_key(folder / 'owner.key', folder / 'answer')
+    return r, run_request(r, folder / 'answer', key, source.paths), key
+
+
+def test_the_folder_is_whole(answered):
+    _, out, _ = answered
+    assert differences(out) == dict(missing=[], changed=[], extra=[])
+    assert {p.name for p in out.iterdir()} == {'unlearned.safetensors', 'report.json', 'report.html', 'manifest.json', 'SHA256SUMS'}
+
+
+def test_weights_answer_in_plain_torch_as_they_were_measured(source, given, training, key, tmp_path):
+    """In a process that cannot import this library."""
+    torch.manual_seed(0)
+    split = load_split(source, forget=Path(given['forget']))
+    r = Request(build('resnet18', 10), split, training, finetune(repair=replace(training, epochs=0.2, lr=1e-3)), max_test_drop=100.)
+    out = run_request(r, tmp_path / 'answer', key)
+    x = torch.stack([r.unseen.normalize(r.unseen.take(torch.arange(64)).float() / 255)[i] for i in range(64)])
+    torch.save(x, tmp_path / 'x.pt')
+    code = f'''import sys; sys.modules['unlearning'] = None
+import torch; from safetensors.torch import load_file; from torchvision.models import resnet18
+net = resnet18(num_classes=10); net.load_state_dict(load_file({str(out / "unlearned.safetensors")!r})); net.eval()
+with torch.no_grad(): torch.save(net(torch.load({str(tmp_path / "x.pt")!r}, weights_only=True)), {str(tmp_path / "z.pt")!r})'''
+    subprocess.run([sys.executable, '-I', '-c', code], check=True)
+    served, own = torch.load(tmp_path / 'z.pt', weights_only=True), logits(r.unlearned, r.unseen[:64])
+    assert (served - own).abs().max() <= 1e-5 * own.abs().max() and torch.equal(served.argmax(1), own.argmax(1))
+
+
+def test_masks_come_as_a_program(asked, key, training, tmp_path):
+    recipe = activation_pruning(last=0.9, repair=replace(training, epochs=0.4, lr=1e-3), rounds=1)
+    r = asked(recipe)
+    out = run_request(r, tmp_path / 'answer', key)
+    program = torch.export.load(out / 'unlearned.pt2').module()
+    x = r.unseen.normalize(r.unseen.take(torch.arange(32)).float() / 255)
+    with torch.no_grad(): assert torch.equal(program(x).argmax(1), logits(r.unlearned, r.unseen[:32]).argmax(1))
+
+
+class Tags(HTMLParser):
+    def __init__(self): super().__init__(); self.seen = []
+    def handle_starttag(self, tag, attrs): self.seen.append(tag)
+
+
+def test_nothing_from_outside_becomes_html(answered):
+    text = (answered[1] / 'report.html').read_text()
+    tags = Tags(); tags.feed(text)
+    assert 'script' not in tags.seen and 'img' not in tags.seen and '&lt;script&gt;' in text
+
+
+def test_names_of_classes_are_escaped(answered, monkeypatch):
+    from unlearning.request import page, report
+    r, *_ = answered
+    monkeypatch.setattr(r, 'split', replace(r.split, classes=tuple(f'<img src=x onerror={i}>' for i in range(10))))
+    tags = Tags(); tags.feed(page(r, report(r)))
+    assert 'img' not in tags.seen
+
+
+def test_the_report_is_plain_data_and_names_no_image(answered, source):
+    r, out, _ = answered
+    facts = json.loads((out / 'report.json').read_text())
+    assert facts['verdict']['word'] in (FOUND, NONE, UNDECIDABLE)
+    assert facts['weights']['before'] != facts['weights']['after'] and facts['request']['images'] == 90
+    for path in out.iterdir():
+        if path.suffix in ('.json', '.html'):
+            for i in r.split.forget.indices.tolist(): assert str(source.paths[i]) not in path.read_text()
+
+
+def test_the_owner_can_show_what_was_removed(answered, source):
+    r, out, key = answered
+    manifest = json.loads((out / 'manifest.json').read_text())
+    gone = r.split.forget.indices.tolist()
+    assert all(find(manifest, key, name=str(source.paths[i])) for i in gone)
+    kept = r.split.retain.indices.tolist()[0]
+    assert not find(manifest, key, name=str(source.paths[kept]))
+
+
+def test_what_costs_too_much_is_not_handed_over(asked, key, training, tmp_path):
+    wreck = finetune(repair=replace(training, epochs=1, lr=3.))
+    with pytest.warns(Warning): out = run_request(asked(wreck, max_test_drop=1.), tmp_path / 'answer', key)
+    facts = json.loads((out / 'report.json').read_text())
+    assert 'were allowed' in facts['refused'] and not list(out.glob('unlearned*'))
+    assert 'No weights are handed over' in (out / 'report.html').read_text()
+    assert differences(out) == dict(missing=[], changed=[], extra=[])
+
+
+def test_weights_that_do_not_answer_as_measured_are_not_handed_over(asked, key, tmp_path, monkeypatch):
+    def spoiled(net, path):
+        net = copy_network(net)
+        with torch.no_grad(): next(net.parameters()).add_(0.5)
+        return save_weights(net, path)
+    monkeypatch.setattr('unlearning.request.save_weights', spoiled)
+    r = asked()
+    with pytest.raises(RuntimeError, match='do not answer as the network that was measured'): run_request(r, tmp_path / 'answer', key)
+    assert not (tmp_path / 'answer').exists()
+
+
+def test_the_same_request_gives_the_same_weights(asked):
+    made = []
+    for _ in range(2):
+        r = asked()
+        for step in (look, limits, choose, run): step(r)
+        made.append(weights_fingerprint(r.unlearned))
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize('more, match', [
+    (dict(id='a/b'), "id is 'a/b'"), (dict(budget=0.), 'budget is 0.0'), (dict(references=2), 'references is 2: 4 at least'),
+    (dict(recipe='fine'), "no recipe 'fine'"), (dict(train='mine'), "train is 'mine': pass a function")])
+def test_settings_that_cannot_be(asked, more, match):
+    with pytest.raises(ValueError, match=match): asked(**more)
+
+
+# Who goes on from an answer, brings own images, or pays for references
+
+def test_a_second_request_goes_on_from_the_first(given, source, training, answered, tmp_path):
+    first, out, key = answered
+    net = load_weights(build(given['builder'], 10), out / 'unlearned.safetensors')
+    left = [i for i in range(900) if i not in set(first.split.forget.indices.tolist())]
+    split, earlier = set_apart(load_split(source, forget=left[:20]), first.split.forget.indices)
+    recipe = finetune(repair=replace(training, epochs=0.2, lr=1e-3))
+    r = Request(net, split, training, recipe, max_test_drop=50., follows=predecessor(out), earlier=earlier)
+    facts = json.loads((run_request(r, tmp_path / 'answer', key) / 'report.json').read_text())
+    assert facts['follows']['request'] == first.id and facts['earlier']['images'] == 90
+    assert first.id in (tmp_path / 'answer' / 'report.html').read_text()
+    with pytest.raises(ValueError, match='not those that request'): Request(first.model, split, training, recipe, follows=predecessor(out))
+
+
+def test_of_people_test_is_no_measure_and_comparable_images_are(given, source, training):
+    train = replace(source.train, identities=torch.arange(900) // 10)
+    test = replace(source.test, identities=1000 + torch.arange(len(source.test)))
+    split = make_split(train, test, range(60), source.classes)
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    recipe = finetune(repair=replace(training, epochs=0.2, lr=1e-4))
+    def judged(**more):
+        r = Request(net, split, training, recipe, max_test_drop=50., **more)
+        for step in (look, limits, choose, run): step(r)
+        return weigh(r)
+    assert judged().sentence == PEOPLE and judged().word == UNDECIDABLE
+    assert judged(comparable=split.test[:400]).sentence != PEOPLE
+
+
+def test_references_by_the_owners_own_function(asked, given, source, tmp_path):
+    def retrain(keep, seed):
+        (tmp_path / f'made-{seed}').mkdir()  # a second time is an error
+        assert len(keep) == 810
+        torch.manual_seed(seed)
+        return build(given['builder'], 10)
+    r = asked(references=4, train=retrain)
+    for step in (look, limits, choose, run): step(r)
+    found = refer(r, tmp_path / 'references')
+    again = refer(r, tmp_path / 'references')
+    assert found.equals(again) and 90 < found.memory[0] < 110  # next to nothing was done
+
+
+def test_one_network_four_times_is_no_reference(asked, given, tmp_path):
+    net = build(given['builder'], 10)
+    r = asked(references=4, train=lambda keep, seed: net)
+    for step in (look, limits, choose, run): step(r)
+    with pytest.raises(ValueError, match='same network for seeds 0 and 1'): refer(r, tmp_path)
+
+
+# Wrong labels
+
+def test_wrong_labels_are_reported_as_such(training, key, tmp_path):
+    listed = load_split('digits', forget=60)
+    split = wrong_labels(listed, at=listed.forget.indices)
+    own = replace(training, epochs=16, batch_size=64, lr=0.1)
+    net = create_model('small', 10, 1, 8)
+    fit(net, split.train, own)
+    r = Request(net, split, own, 'auto', budget=20., trials=1, wrong_labels=True)
+    facts = json.loads((run_request(r, tmp_path / 'answer', key) / 'report.json').read_text())
+    given, true = facts['labels']['given'], facts['labels']['true']
+    assert given['after'][2] < given['before'][1] and true['after'][1] > true['before'][2] and facts['evidence'] is None
+    assert {row['method'] for row in facts['recipe']['trials']} == {'random_labels', 'gradient_surgery', 'finetune'}
+    assert 'whose labels are wrong' in (tmp_path / 'answer' / 'report.html').read_text()
+
+
+# Pseudo requests
+
+def test_pseudo_requests_leave_the_named_images_alone(source):
+    split = load_split(source, forget=range(0, 600, 15))
+    tuning, evidence = halves(split.test)
+    assert not set(tuning.indices.tolist()) & set(evidence.indices.tolist())
+    for seed in range(3):
+        request = pseudo_request(split, tuning, seed)
+        assert not set(request.train.indices.tolist()) & set(split.forget.indices.tolist())
+        assert torch.equal(request.forget.labels.bincount(minlength=10), split.forget.labels.bincount(minlength=10))
+        assert len(request.retain) == len(split.retain) - len(split.forget)
+    again = pseudo_request(split, tuning, 2)
+    assert torch.equal(again.forget.indices, request.forget.indices)
+
+
+def test_whole_people_are_drawn_where_people_are_named():
+    split = load_split('writers', forget=Share(0.02), subset=3000)
+    tuning, _ = halves(split.test)
+    request = pseudo_request(split, tuning, 0)
+    mine = lambda part: set(part.identities.tolist())
+    assert not mine(request.forget) & mine(request.retain) and not mine(request.forget) & mine(split.forget)
