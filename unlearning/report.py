@@ -188,7 +188,7 @@ def protocol(results: Results) -> str:
 def _collapsed(results):
     rows = [title(results, m) for m in results.facts.get("collapsed", ())]
     if not rows: return ""
-    return f" Retain accuracy has collapsed under {', '.join(rows)}: their settings do not fit this network."
+    return f" Under {', '.join(rows)} some network lost much of its accuracy on retained images."
 
 # %% ../nbs/90_report.ipynb #7f3c1425
 def as_text(results: Results) -> str:
