@@ -210,6 +210,20 @@ def test_request_as_it_stands(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_verdicts_as_they_stand(run, tmp_path):
+    shown, _ = run('verdicts', requests=1, trials=1, out=str(tmp_path))
+    assert 'retrained: there is none' in shown and '1 of 1 handed over' in shown or 'not handed over' in shown
+    again, _ = run('verdicts', requests=1, trials=1, out=str(tmp_path))
+    assert len(list(tmp_path.rglob('request-*.json'))) == 1
+
+
+@pytest.mark.slow
+def test_repair_labels_as_it_stands(run, tmp_path):
+    shown, pictures = run('repair_labels', out=str(tmp_path / 'out'))
+    assert pictures == 2 and 'random_labels, trial 1 of 1' in shown and 'test accuracy rose' in shown
+
+
+@pytest.mark.slow
 def test_benchmark_as_it_stands(run):
     shown, _ = run('benchmark')
     assert 'times faster' in shown and 'prob' in shown

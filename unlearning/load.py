@@ -619,12 +619,16 @@ def with_truth(
     column: str = "true",  # the one with the labels: names or numbers of classes
 ) -> Source:
     "The data set, knowing the true labels of the listed images. `ValueError` names the line that cannot be right."
+    path = Path(path)
     (_, header), *rows = rows_of(read_text(path), path)
     if column not in (names := [name.strip() for name in header]):
         raise ValueError(f"{path} has the columns {', '.join(names)}: none is called {column!r}")
-    at, truth = by_file(path, source, 0), source.train.labels.clone()
+    at, truth, k = by_file(path, source, 0), source.train.labels.clone(), names.index(column)
+    if len(at) < len(rows): raise ValueError(f"{path} lists an image twice: list each once")
     for i, (place, row) in zip(at, rows):
-        if (label := _label(row[names.index(column)].strip(), source)) == truth[i]:
+        if not (said := "".join(row[k:k + 1]).strip()):
+            raise ValueError(f"{path}, {place}, has nothing in the column {column}: ask without it, if nobody knows")
+        if (label := _label(said, source)) == truth[i]:
             raise ValueError(f"{path}, {place}: the true label is the one that was given, {source.classes[label]}")
         truth[i] = label
     return source._replace(train=replace(source.train, truth=truth))

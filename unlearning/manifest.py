@@ -367,6 +367,7 @@ def _cited(report: dict, section: str, field: str, form: str, path) -> str:
 def predecessor(folder) -> Predecessor:
     "What a next request cites of a folder that was handed over. `ValueError` names what is wrong with it."
     report, path = _read_report(folder), Path(folder)/"report.json"
+    if report.get("refused"): raise ValueError(f"{path} hands over no weights ({report['refused']}): nothing goes on from it")
     request = _cited(report, "request", "id", r"[^\x00-\x1f]{1,200}", path)
     weights = _cited(report, "weights", "after", "[0-9a-f]{64}", path)
     return Predecessor(request, weights, _digest(Path(folder)/SUMS))
