@@ -9,6 +9,7 @@ __all__ = ['BY_ITSELF', 'NONE', 'SHARES', 'LEFT', 'SHOWN', 'LAST', 'SPARES', 'BL
            'beside_one']
 
 # %% ../nbs/92_league.ipynb #5f5d206e
+import re
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -194,7 +195,7 @@ def in_words(found: pd.DataFrame, results: Results) -> str:
     if np.isfinite(found["size"][best]):
         said.append(f"Blind to sign {of(best, 'size')} % is left, and of the tenth remembered most {of(best, 'tenth')} %: what "
                     "is kept of some images and overdone on others cancels in the mean.")
-    return " ".join(said).replace("-", "−")
+    return re.sub(r"-(?=\d)", "−", " ".join(said))
 
 # %% ../nbs/92_league.ipynb #f5df5423
 def _told_apart(found) -> list:
