@@ -166,7 +166,7 @@ def among(*values): return CategoricalDistribution(values)
 
 REPAIR = dict(lr=log(0.02, 1.), batch=among(0.25, 0.5, 1.))
 RANGES = {
-    "soft_unseen": REPAIR | dict(passes=among(2, 4), erase_lr=log(5e-4, 0.2), push=FloatDistribution(1., 2.),
+    "soft_unseen": REPAIR | dict(passes=among(2, 4), erase_lr=log(2e-4, 0.2), push=FloatDistribution(1., 2.),
                                  spread=FloatDistribution(0.5, 2.2)),
     "gradient_surgery": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(2e-5, 1e-2)),
     "random_labels": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(1e-3, 0.3)),
@@ -175,11 +175,11 @@ DELETING = ("soft_unseen", "gradient_surgery", "finetune")
 RELABELLING = ("random_labels", "gradient_surgery", "finetune")
 
 def _starts(method) -> list:
-    "The numbers that a method has by itself, of those in its ranges; then at a fifth of its rate, and at a 25th."
+    "The numbers that a method has by itself, of those in its ranges; then at a fifth of its rate, a 25th, a 125th."
     parameters = inspect.signature(WITHIN[method]).parameters
     own = {name: parameters[name].default for name in RANGES[method]}
     rate = "erase_lr" if "erase_lr" in own else "lr"
-    return [own | {rate: max(RANGES[method][rate].low, own[rate] / 5**k)} for k in range(3)]
+    return [own | {rate: max(RANGES[method][rate].low, own[rate] / 5**k)} for k in range(4)]
 
 def told(method, was_right) -> dict:  # of unseen images, 0 or 1
     "What an owner knows and a method has to be told: the accuracy on images that were not learned."
