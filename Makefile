@@ -62,7 +62,7 @@ cifar10: $(READY) $(NBS)/profiles/cifar10/$(PROFILE).yaml  ## the CIFAR-10 study
 celeba: $(READY) $(NBS)/profiles/celeba/$(PROFILE).yaml  ## the study of people: make celeba PROFILE=writers
 	$(call run,$(NBS)/celeba.ipynb,runs/celeba-$(PROFILE),-f $(NBS)/profiles/celeba/$(PROFILE).yaml)
 
-test: $(READY)  ## one pytest run over the notebooks and tests/, but for the five longest experiments
+test: $(READY)  ## one pytest run over the notebooks and tests/, but for the eight longest experiments
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10 -m "not slow"
 
 test-all: $(READY)  ## those too, as continuous integration does

@@ -200,6 +200,16 @@ def test_weights_that_do_not_answer_as_measured_are_not_handed_over(asked, key, 
     assert not (tmp_path / 'answer').exists()
 
 
+def test_what_is_killed_while_writing_leaves_nothing(asked, key, tmp_path, monkeypatch):
+    def killed(*_): raise KeyboardInterrupt
+    monkeypatch.setattr('unlearning.request.weights_fingerprint', killed)  # in the report, at the end
+    with pytest.raises(KeyboardInterrupt): run_request(asked(), tmp_path / 'answer', key)
+    monkeypatch.undo()
+    monkeypatch.setattr('unlearning.request.save_weights', killed)  # among the files
+    with pytest.raises(KeyboardInterrupt): run_request(asked(), tmp_path / 'answer', key)
+    assert [p.name for p in tmp_path.iterdir()] == ['owner.key']
+
+
 def test_the_same_request_gives_the_same_weights(asked):
     made = []
     for _ in range(2):
