@@ -11,7 +11,7 @@ __all__ = ['PEOPLE', 'COSTLY', 'NOT_FOUND', 'BETTER', 'WORSE', 'AS_BEFORE', 'NO_
            'positions_kept', 'plain', 'utility', 'refuse_other', 'report', 'hand_over_request', 'ranks_figure',
            'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs', 'run_request']
 
-# %% ../nbs/95_request.ipynb #2821ba6d
+# %% ../nbs/95_request.ipynb #5aad3d4c
 import importlib, inspect, io, json, secrets, time
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-# %% ../nbs/95_request.ipynb #6616b518
+# %% ../nbs/95_request.ipynb #dc489cbe
 from .activations import masks
 from .auto import MOST, Found, auto, halves, of_classes, right, told, whole_people
 from .check import check
@@ -54,7 +54,7 @@ from .training import Training, logits
 from .unlearn import Recipe, unlearn
 from .weights import export, load_weights, save_weights
 
-# %% ../nbs/95_request.ipynb #9031c5b5
+# %% ../nbs/95_request.ipynb #6133dfd8
 def by_name(text: str):
     "What `module:name` means. `ValueError`: there is no such module, or nothing of that name in it."
     module, colon, name = text.partition(":")
@@ -66,7 +66,7 @@ def by_name(text: str):
     if not hasattr(found, name): raise ValueError(f"module {module!r} has no {name!r}")
     return getattr(found, name)
 
-# %% ../nbs/95_request.ipynb #1fec2532
+# %% ../nbs/95_request.ipynb #87974545
 def _made(make, classes):
     "What a builder gives, of the number of classes if it asks for it. `ValueError`: no network."
     asks = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty or p.name == "num_classes"]
@@ -85,7 +85,7 @@ def build(network: str, classes: int) -> nn.Module:
                          "install timm, or name a module:function") from None
     return timm.create_model(network, num_classes=classes)
 
-# %% ../nbs/95_request.ipynb #09fccf02
+# %% ../nbs/95_request.ipynb #cb4c3262
 def evaluation(size: int, mean, std):  # the transform of a folder's images
     "The middle of each image as a square of `size` pixels, normalised."
     steps = [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
@@ -97,7 +97,7 @@ def data_of(where: str, transform=None):  # a Dataset
     if ":" in where: return by_name(where)()
     raise ValueError(f"{where!r} is neither a folder nor a module:function")
 
-# %% ../nbs/95_request.ipynb #a3a1feb0
+# %% ../nbs/95_request.ipynb #03f45b73
 def source_of(train: str, test: str, size: int | None = None, mean=None, std=None) -> Source:
     "The data of a request; the classes of folders in torchvision's order. `ValueError`: what is missing."
     folders = [where for where in (train, test) if Path(where).is_dir()]
@@ -109,7 +109,7 @@ def source_of(train: str, test: str, size: int | None = None, mean=None, std=Non
         raise ValueError(f"{train} and {test} have different classes: {odd!r} is in one of them")
     return from_dataset(*sets, mean=mean, std=std)
 
-# %% ../nbs/95_request.ipynb #78cf8ec3
+# %% ../nbs/95_request.ipynb #cb492c55
 def comparable_images(folder: str, source: Source, size: int, mean, std) -> Images:
     "Images of a folder with a subfolder for some of the classes: of the kind of what must go, never trained on."
     class Within(ImageFolder):
@@ -119,7 +119,7 @@ def comparable_images(folder: str, source: Source, size: int, mean, std) -> Imag
     alike = Within(folder, evaluation(size, mean, std), is_valid_file=is_image, allow_empty=True)
     return from_dataset(alike, alike, list(source.classes), mean=mean, std=std).test
 
-# %% ../nbs/95_request.ipynb #c6fb68ea
+# %% ../nbs/95_request.ipynb #ae7a32a3
 def make_example(folder, n=900, forget=90, epochs=20) -> dict:  # parameters of a request
     "A folder of digits under noise, a network that has learned them by heart, and a list of files that must go."
     folder, rng = Path(folder), np.random.default_rng(0)
@@ -136,7 +136,7 @@ def make_example(folder, n=900, forget=90, epochs=20) -> dict:  # parameters of 
                 mean=[0.4] * 3, std=[0.4] * 3, builder="unlearning.models:small_resnet")
     return made | _trained(folder, made, epochs)
 
-# %% ../nbs/95_request.ipynb #0afa51b0
+# %% ../nbs/95_request.ipynb #40767d32
 def _trained(folder, made, epochs, lr=0.05) -> dict:
     "As anybody trains: a network, a loader, an optimizer."
     torch.manual_seed(0)
@@ -154,7 +154,7 @@ def _trained(folder, made, epochs, lr=0.05) -> dict:
     return dict(checkpoint=str(folder / "network.pt"), epochs=float(epochs), batch_size=32, lr=lr, optimizer="sgd",
                 accuracy=round(100 * torch.cat(right).float().mean().item(), 1))
 
-# %% ../nbs/95_request.ipynb #c221c4db
+# %% ../nbs/95_request.ipynb #a041b2c8
 @dataclass
 class Request:
     "What must go, out of which network, and what may be lost. `ValueError`: settings that cannot be."
@@ -168,13 +168,13 @@ class Request:
     comparable: Images | None = None  # never trained on, of the kind of what must go; None: the held-out half of test
     trials: int = 4               # of each method that auto tries
     references: int = 0           # networks to be retrained for comparison: 0, or 4 and more
-    train: object = None          # how: a function (positions in train that may be used, seed) → network; None: `training`
+    train: object = None          # how: a function (positions in train to be used, seed) → network; None: `training`
     seed: int = 0
     id: str = ""                  # the owner's; empty: the date and something random
     asked_by: str = ""
     asked_on: str = ""            # a date, 2031-07-01
     follows: Predecessor | None = None  # the request that made these weights, see `predecessor`
-    earlier: Images | None = None # what earlier requests named, if it is still at hand: measured again, see `set_apart`
+    earlier: Images | None = None # what earlier requests named, if still at hand: measured again, see `set_apart`
     wrong_labels: bool = False    # were the images named because their labels are wrong?
     facts: dict = field(default_factory=dict, repr=False)  # what was found: `report.json`
 
@@ -189,7 +189,7 @@ class Request:
     @property
     def device(self): return self.split.train.device
 
-# %% ../nbs/95_request.ipynb #ebd288d0
+# %% ../nbs/95_request.ipynb #6338f3e2
 def _check(r: Request):
     "`ValueError` for what would only come out after the work."
     check_name(r.id)
@@ -203,17 +203,19 @@ def _check(r: Request):
     if not 0 < r.budget <= 100: raise ValueError(f"budget is {r.budget}: percent of a training, above 0")
     if r.train is not None and not callable(r.train): raise ValueError(f"train is {r.train!r}: pass a function")
     if r.references and r.references < LEAST:
-        raise ValueError(f"references is {r.references}: {LEAST} at least, for fewer give no interval that holds; or 0")
+        raise ValueError(f"references is {r.references}: {LEAST} at least, for fewer give no interval that holds; "
+                         "or 0")
     if r.follows and not r.follows.produced(r.model):
-        raise ValueError(f"these weights are not those that request {r.follows.request} produced: {r.follows.weights[:12]}…")
+        raise ValueError(f"these weights are not those that request {r.follows.request} produced: "
+                         f"{r.follows.weights[:12]}…")
 
 def _date(text):
     try: date.fromisoformat(text)
     except ValueError: raise ValueError(f"asked_on is {text!r}: write a date as 2031-07-01") from None
 
-# %% ../nbs/95_request.ipynb #b52eea15
+# %% ../nbs/95_request.ipynb #b0356889
 def _learned(r) -> set:
-    "Hashes of images that the network has been trained on: of train, and of earlier requests, as far as they are at hand."
+    "Hashes of images that the network has been trained on: of train, and of earlier requests where at hand."
     return set(pixel_hashes(r.split.train)) | set(pixel_hashes(r.earlier) if r.earlier is not None else ())
 
 def unknown(r: Request) -> Images:
@@ -232,17 +234,18 @@ def _checked(r) -> Images:
         raise ValueError(f"{n} of the comparable images are in train: name images that were never trained on")
     return c[np.flatnonzero([h not in tuning for h in hashes])]
 
-# %% ../nbs/95_request.ipynb #df2f8d20
+# %% ../nbs/95_request.ipynb #5e1a7e37
 def set_apart(split: Split, at) -> tuple:  # the split without them; those Images
     "Take images at these positions in train out of the split. `ValueError`: this request names one of them."
     twice = np.isin(split.forget.indices.cpu(), at)
-    if twice.any(): raise ValueError(f"{twice.sum()} of the images are named now that were named in an earlier request: "
-                                     "leave them out of one of the lists")
+    if twice.any():
+        raise ValueError(f"{twice.sum()} of the images are named now that were named in an earlier request: "
+                         "leave them out of one of the lists")
     def outside(part): return part[np.flatnonzero(~np.isin(part.indices.cpu(), at))]
     earlier = split.retain[np.flatnonzero(np.isin(split.retain.indices.cpu(), at))]
     return replace(split, train=outside(split.train), retain=outside(split.retain)), earlier
 
-# %% ../nbs/95_request.ipynb #603dc166
+# %% ../nbs/95_request.ipynb #262f0a78
 def look(r: Request) -> pd.Series:
     "What the library sees. `ValueError`: what cannot be right."
     refuse_left(r)
@@ -254,7 +257,7 @@ def look(r: Request) -> pd.Series:
                            test_images=parts | dict(known=parts["test"] - parts["tuning"] - parts["evidence"]))
     return pd.Series(r.facts["look"], name="seen", dtype=object)
 
-# %% ../nbs/95_request.ipynb #cc0e6187
+# %% ../nbs/95_request.ipynb #120a88e5
 def refuse_left(r):
     "`ValueError`: what would go on teaching what must go, or cannot be judged."
     copies = r.split.copies
@@ -263,12 +266,13 @@ def refuse_left(r):
         raise ValueError(f"{n} retained images are identical to images that must go, and would go on teaching them: "
                          "load_split(…, copies=True) lets them go as well")
     if not len(of_classes(r.split.retain, r.split.forget)):
-        raise ValueError("whole classes must go, and nothing of them is retained: no image would be left to compare with. "
-                         "A study (experiments/cifar10) compares with retrained networks")
+        raise ValueError("whole classes must go, and nothing of them is retained: no image would be left to compare "
+                         "with. A study (experiments/cifar10) compares with retrained networks")
     again = set(pixel_hashes(r.split.train)) & set(pixel_hashes(r.earlier)) if r.earlier is not None else ()
-    if again: raise ValueError(f"{len(again)} images of earlier requests are still in train: take them out, `set_apart`")
+    if again:
+        raise ValueError(f"{len(again)} images of earlier requests are still in train: take them out, `set_apart`")
 
-# %% ../nbs/95_request.ipynb #bc1eb5ff
+# %% ../nbs/95_request.ipynb #9b23dc9c
 def looked_at(r: Request) -> dict:  # Images by name
     "What evidence is made of: of the classes of what must go; `held_out` says what test accuracy does."
     forget = r.split.forget
@@ -283,29 +287,30 @@ def answers(r: Request, net) -> tuple:  # logits and classes by name, see `looke
 
 def values(z, classes) -> dict: return {k: statistic(z[k], classes[k]) for k in z}
 
-# %% ../nbs/95_request.ipynb #4dab865d
-PEOPLE = ("All images of some people were removed, and test has other people: how surely unseen images of the removed "
-          "people would be answered, it cannot say. Name such images, never trained on, as comparable; or see what references, "
-          "networks retrained without them, say below, if there are any.")
+# %% ../nbs/95_request.ipynb #c9d96b06
+PEOPLE = ("All images of some people were removed, and test has other people: how surely unseen images of the "
+          "removed people would be answered, it cannot say. Name such images, never trained on, as comparable; or see "
+          "what references, networks retrained without them, say below, if there are any.")
 
 def judged(r, e) -> Verdict:
     "The verdict on evidence; none where the unseen images are no measure."
     return Verdict(UNDECIDABLE, PEOPLE) if r.comparable is None and whole_people(r.split) else verdict(e)
 
-# %% ../nbs/95_request.ipynb #fb650e10
+# %% ../nbs/95_request.ipynb #b0795cb2
 def limits(r: Request) -> pd.Series:
     "What a set of this size can show: looked at before the work, on the original alone."
     r.before, r.classes = answers(r, r.model)
     if r.wrong_labels: return pd.Series(dtype=object)  # what they show is counted, not tested
     s = values(r.before, r.classes)
     e = evidence(s, s, r.classes, comparable=r.comparable is not None)
-    r.facts["limits"] = dict(retained_rank=round(e.memory.auc.value, 1), p=e.memory.p, smallest_share=finite(e.smallest),
-                             unlike=bool(e.kind and e.kind.p < UNLIKE), says=str(judged(r, e)), people=whole_people(r.split))
+    r.facts["limits"] = dict(retained_rank=round(e.memory.auc.value, 1), p=e.memory.p,
+                             smallest_share=finite(e.smallest), unlike=bool(e.kind and e.kind.p < UNLIKE),
+                             says=str(judged(r, e)), people=whole_people(r.split))
     return pd.Series(r.facts["limits"], name="before the work", dtype=object)
 
 def finite(x, digits=1): return round(float(x), digits) if np.isfinite(x) else None  # JSON has no infinity
 
-# %% ../nbs/95_request.ipynb #f955ccbe
+# %% ../nbs/95_request.ipynb #ce4649d7
 def _named(r) -> Found:
     "The recipe that the owner named."
     if isinstance(r.recipe, Recipe): return Found(r.recipe, {}, pd.DataFrame())
@@ -322,7 +327,7 @@ def choose(r: Request, say=None) -> pd.DataFrame:
                              settings=describe(recipe), trials=json.loads(trials.to_json(orient="records")))
     return trials
 
-# %% ../nbs/95_request.ipynb #95db9967
+# %% ../nbs/95_request.ipynb #04f70cda
 def run(r: Request) -> pd.Series:
     "Run the recipe, and look what it cost. `FloatingPointError`: it diverged."
     start = time.perf_counter()
@@ -330,13 +335,14 @@ def run(r: Request) -> pd.Series:
     seconds = time.perf_counter() - start
     r.after, _ = answers(r, r.unlearned)
     drop, training = accuracy_lost(r), r.training.epochs * len(r.split.retain)
-    r.facts["cost"] = dict(seconds=round(seconds, 1), percent=round(100 * r.found.recipe.images(r.split) / training, 1),
+    r.facts["cost"] = dict(seconds=round(seconds, 1),
+                           percent=round(100 * r.found.recipe.images(r.split) / training, 1),
                            percent_of_search=round(100 * r.found.passes / training, 1),
                            accuracy_lost=[round(x, 2) for x in drop], allowed=r.max_test_drop)
     r.facts["refused"] = refusal(r, drop)
     return pd.Series(r.facts["cost"], name="cost", dtype=object)
 
-# %% ../nbs/95_request.ipynb #f7f7c7ca
+# %% ../nbs/95_request.ipynb #16b4c784
 def accuracy_lost(r: Request) -> Interval:
     "Points of accuracy on the held-out half of test, with 95 % of pairs on the same images."
     right = [z["held_out"].argmax(1) == r.classes["held_out"] for z in (r.before, r.after)]
@@ -344,15 +350,15 @@ def accuracy_lost(r: Request) -> Interval:
     half = 1.96 * lost.std(ddof=1) / len(lost) ** 0.5
     return Interval(lost.mean(), lost.mean() - half, lost.mean() + half)
 
-COSTLY = ("test accuracy fell by {:.1f} points (95 % interval {:.1f} to {:.1f}) on images that had no part in the choice "
-          "of the method, and {:.1f} were allowed")
+COSTLY = ("test accuracy fell by {:.1f} points (95 % interval {:.1f} to {:.1f}) on images that had no part in the "
+          "choice of the method, and {:.1f} were allowed")
 
 def refusal(r, drop) -> str:
     "Why the weights are not handed over; empty: they are."
     if r.found.word: return r.found.word
     return COSTLY.format(*drop, r.max_test_drop) if drop.value > r.max_test_drop else ""
 
-# %% ../nbs/95_request.ipynb #41e13ff6
+# %% ../nbs/95_request.ipynb #4029fe72
 def weigh(r: Request) -> Verdict:
     "What the unlearned network still shows of the forgotten images."
     before, after = (values(z, r.classes) for z in (r.before, r.after))
@@ -369,6 +375,7 @@ def rank_rows(s, classes) -> list:  # of each image that must go: rank among uns
 
 def _counted(word, r) -> str: return word.replace(" n images", f" {len(r.split.forget)} images")
 
+# %% ../nbs/95_request.ipynb #643fb661
 def weigh_earlier(r: Request) -> str | None:
     "Whether images that earlier requests named show a trace among unseen ones; `None` where there are none at hand."
     if r.earlier is None: return None
@@ -380,18 +387,19 @@ def weigh_earlier(r: Request) -> str | None:
 
 NOT_FOUND = "no trace was found that {} images could show"
 
-# %% ../nbs/95_request.ipynb #dcb28d89
+# %% ../nbs/95_request.ipynb #bf53c295
 def attack(r: Request) -> pd.DataFrame:  # percent called non-members
     "The usual attack on what must go, beside as many unseen and retained images of the same classes."
     try: found = svc_in_proportion(r.after, r.classes)
     except ValueError as e:  # too few images: that says nothing against the answer
         r.facts["attacks_without"] = str(e)
         return pd.DataFrame()
-    r.facts["attacks"] = {name: {k: plain(v) for k, v in share._asdict().items()} for name, share in found.shares.items()}
+    def shares(x): return {k: plain(v) for k, v in x._asdict().items()}
+    r.facts["attacks"] = {name: shares(x) for name, x in found.shares.items()}
     r.facts["attacks_with_few"], r.facts["attacks_without"] = found.few, found.left_out
     return pd.DataFrame({name: share._asdict() for name, share in found.shares.items()}).T.astype(str)
 
-# %% ../nbs/95_request.ipynb #0b9d2602
+# %% ../nbs/95_request.ipynb #13d53399
 def share(right) -> Interval:
     "Of images, percent, with the 95 % interval of Wilson."
     k, n = int(np.sum(right)), len(right)
@@ -404,7 +412,7 @@ def said(r: Request) -> pd.DataFrame:  # rows given, true (where known); columns
     answer = {when: z["forget"].argmax(1) for when, z in (("before", r.before), ("after", r.after))}
     return pd.DataFrame({when: {name: share(z == y) for name, y in labels.items()} for when, z in answer.items()})
 
-# %% ../nbs/95_request.ipynb #b2b3259f
+# %% ../nbs/95_request.ipynb #6d2e15f6
 BETTER, WORSE = "test accuracy rose", "test accuracy fell"
 AS_BEFORE = "no change of test accuracy was found that {:,} images could show"
 
@@ -420,7 +428,7 @@ def weigh_labels(r: Request) -> Verdict:
     r.facts["verdict"] = dict(word=word, sentence=sentence)
     return r.verdict
 
-# %% ../nbs/95_request.ipynb #e6941e2a
+# %% ../nbs/95_request.ipynb #1383acef
 def refer(r: Request, folder, jobs: int = -1) -> pd.Series:
     "Memory left and mark against retrained networks, which are kept in `folder`."
     exchangeable = not (r.wrong_labels or r.facts["limits"]["unlike"] or whole_people(r.split))
@@ -435,7 +443,7 @@ def _by_training(r, folder, jobs, exchangeable):
                   device=str(r.device))
     return memory_of(run_study(study), "unlearned", exchangeable)
 
-# %% ../nbs/95_request.ipynb #7f999f5f
+# %% ../nbs/95_request.ipynb #364efe51
 def _by_owner(r, folder, exchangeable):
     "Retrained by the owner's function, one after the other."
     stem = hash_of(dict(split=r.split.fingerprint, train=describe(r.train), network=architecture(r.model)))[:16]
@@ -450,7 +458,7 @@ def _by_owner(r, folder, exchangeable):
     on_test = (rights(which, r.unseen) for which in "RC")
     return memory_left(*(rights(which, r.split.forget) for which in "ORUC"), *on_test, exchangeable=exchangeable)
 
-# %% ../nbs/95_request.ipynb #9ae0a003
+# %% ../nbs/95_request.ipynb #652e43c4
 NO_NETWORK = "the training function gave a {}: it has to give the network"
 SAME = "the training function gives the same network for seeds {} and {}: let the seed draw its weights and batches"
 
@@ -466,6 +474,7 @@ def refuse_poor(r, net):
     own, its = (100 * right(n, r.held_out).mean() for n in (r.model, net))
     if its < own / 2: raise ValueError(POOR.format(its, own))
 
+# %% ../nbs/95_request.ipynb #a676f35a
 def _retrained(r, path, seed) -> nn.Module:
     "A network that the owner's function makes without what must go; kept."
     if not path.exists():
@@ -482,7 +491,7 @@ def positions_kept(split) -> np.ndarray:
     "Of retained images in the train data that the owner named."
     return np.sort(split.retain.indices.cpu().numpy())
 
-# %% ../nbs/95_request.ipynb #ef9b8ac1
+# %% ../nbs/95_request.ipynb #712d8d26
 def plain(x):
     "Plain JSON data of a figure, an interval, or a comparison of images."
     if x is None or isinstance(x, str): return x
@@ -492,16 +501,17 @@ def plain(x):
                     left_out=x.left_out)
     return finite(x, 2)
 
-# %% ../nbs/95_request.ipynb #6a0d0cac
+# %% ../nbs/95_request.ipynb #9fe44066
 def utility(r: Request) -> pd.DataFrame:
     "Accuracy by class on the held-out half of test, percent, before and after."
     y = r.classes["held_out"]
     right = [z["held_out"].argmax(1) == y for z in (r.before, r.after)]
     def of(c): return [100 * x[y == c].mean() if (y == c).any() else None for x in right]
     rows = [[name, int((y == c).sum()), *of(c)] for c, name in enumerate(r.split.classes)]
-    return pd.DataFrame([*rows, ["all", len(y), *(100 * x.mean() for x in right)]], columns=["class", "test", "before", "after"])
+    rows.append(["all", len(y), *(100 * x.mean() for x in right)])
+    return pd.DataFrame(rows, columns=["class", "test", "before", "after"])
 
-# %% ../nbs/95_request.ipynb #43177078
+# %% ../nbs/95_request.ipynb #00fcf167
 @torch.no_grad()
 def refuse_other(r: Request, served):
     "`RuntimeError` if what was read back does not answer as the network that was measured."
@@ -521,19 +531,19 @@ def _write_program(r, path):
     export(r.unlearned, path, next(batches(r.held_out, 2)).x)
     refuse_other(r, torch.export.load(path).module())
 
-# %% ../nbs/95_request.ipynb #3aedd992
+# %% ../nbs/95_request.ipynb #94fd988f
 NOT_SHOWN = (
-    "Weights cannot prove how they came about: only the procedure can be audited. This report says what was run, with "
-    "which settings and seeds, and what was measured afterwards.",
-    "Backups, caches, logs, thumbnails and copies of the data elsewhere are not touched, nor are older versions of the "
-    "weights and models that were derived from them.",
-    "A trace that was found says that something is left, not how much; no trace found does not say that nothing is left, but "
-    "that as many images could not show it. Whether that answers the request is for its parties to say.",
-    "The evidence is about confidence in the images' labels, and about these tests: another attack may see more. It takes "
-    "for granted that the unseen images are of the same kind as the removed ones.",
+    "Weights cannot prove how they came about: only the procedure can be audited. This report says what was run, "
+    "with which settings and seeds, and what was measured afterwards.",
+    "Backups, caches, logs, thumbnails and copies of the data elsewhere are not touched, nor are older versions of "
+    "the weights and models that were derived from them.",
+    "A trace that was found says that something is left, not how much; no trace found does not say that nothing is "
+    "left, but that as many images could not show it. Whether that answers the request is for its parties to say.",
+    "The evidence is about confidence in the images' labels, and about these tests: another attack may see more. It "
+    "takes for granted that the unseen images are of the same kind as the removed ones.",
     "What the network has learned from many images alike is not what was asked to be removed, and stays.")
 
-# %% ../nbs/95_request.ipynb #3980262f
+# %% ../nbs/95_request.ipynb #65afeb50
 SCHEMA = "unlearning request, 1"
 
 NOTHING_OF = dict.fromkeys(("limits", "evidence", "ranks", "attacks", "labels", "references", "earlier"))
@@ -543,15 +553,16 @@ def report(r: Request) -> dict:
     given_out = None if r.facts["refused"] else weights_fingerprint(r.unlearned)
     weights = dict(network=type(r.model).__name__, before=weights_fingerprint(r.model), after=given_out,
                    masks=bool(masks(r.unlearned)))
-    head = dict(schema=SCHEMA, request=_asked(r), follows=r.follows and r.follows._asdict(), said=_said(r), weights=weights,
-                data=_data(r))
+    head = dict(schema=SCHEMA, request=_asked(r), follows=r.follows and r.follows._asdict(), said=_said(r),
+                weights=weights, data=_data(r))
     tail = dict(utility=utility(r).round(2).to_dict("records"), does_not_show=list(NOT_SHOWN),
                 environment=environment() | dict(device=str(r.device), threads=torch.get_num_threads()))
     return head | NOTHING_OF | r.facts | tail
 
-# %% ../nbs/95_request.ipynb #66e63b25
+# %% ../nbs/95_request.ipynb #9d1a0894
 def _asked(r) -> dict:
-    return dict(id=r.id, asked_by=r.asked_by, asked_on=r.asked_on, answered_on=str(date.today()), images=len(r.split.forget))
+    return dict(id=r.id, asked_by=r.asked_by, asked_on=r.asked_on, answered_on=str(date.today()),
+                images=len(r.split.forget))
 
 def _data(r) -> dict:
     t = r.split.train
@@ -564,7 +575,7 @@ def _said(r) -> dict:
     return r.said | dict(training=describe(r.training), accuracy=r.accuracy, budget=r.budget, seed=r.seed, train=train,
                          max_test_drop=r.max_test_drop, comparable=0 if r.comparable is None else len(r.comparable))
 
-# %% ../nbs/95_request.ipynb #93abace2
+# %% ../nbs/95_request.ipynb #418b2782
 def hand_over_request(r: Request, out, key: bytes, paths=None) -> Path:
     "Report, manifest and, if test accuracy was kept, weights: a folder, whole or not at all."
     facts = report(r)
@@ -577,7 +588,7 @@ def hand_over_request(r: Request, out, key: bytes, paths=None) -> Path:
         if masks(r.unlearned): writers["unlearned.pt2"] = lambda path: _write_program(r, path)
     return hand_over(out, writers)
 
-# %% ../nbs/95_request.ipynb #b3b35615
+# %% ../nbs/95_request.ipynb #7e186b0a
 def ranks_figure(r: Request):
     "Where each forgotten image ranks among unseen ones of its class, before and after."
     fig, axes = plt.subplots(1, 2, figsize=(7, 2.3), sharey=True, layout="constrained")
@@ -590,6 +601,7 @@ def ranks_figure(r: Request):
     axes[0].set_ylabel("removed images")
     return fig
 
+# %% ../nbs/95_request.ipynb #df2c71a3
 def labels_figure(r: Request):
     "What is said of images whose labels are wrong, before and after."
     table = said(r)
@@ -608,7 +620,7 @@ def _as_svg(fig) -> Markup:
     plt.close(fig)
     return Markup(text.getvalue()[text.getvalue().index("<svg"):])
 
-# %% ../nbs/95_request.ipynb #559ff027
+# %% ../nbs/95_request.ipynb #4c5ecdbe
 def page(r: Request, facts: dict) -> str:
     "`report.html`."
     source = files("unlearning").joinpath("report.html.jinja").read_text(encoding="utf-8")
@@ -623,33 +635,35 @@ def done(facts) -> list:  # (name, value)
     search = f"; the search for it took another {cost['percent_of_search']:.0f} %" if trials else ""
     known = f"; {n['known']} that the network has been trained on are left out" if n["known"] else ""
     return [("method", f"{recipe['title']}, {how}"), ("source", recipe["source"]),
-            ("effort", f"{cost['percent']:.1f} % of the image passes of a training, {cost['seconds']:.0f} seconds{search}"),
+            ("effort", f"{cost['percent']:.1f} % of the image passes of a training, {cost['seconds']:.0f} seconds"
+                       + search),
             ("data", f"{facts['data']['retained']:,} images retained"),
             ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, {n['evidence']:,} as evidence{known}"),
             ("weights before", weights["before"]), ("weights after", weights["after"] or "not handed over"),
             ("to be served", _served(facts))]
 
+# %% ../nbs/95_request.ipynb #54e9a347
 def _served(facts) -> str:
     if facts["refused"]: return "the weights as they were"
     if not facts["weights"]["masks"]: return "unlearned.safetensors, in the network's own code"
-    return ("unlearned.pt2, a program of torch.export, which is what was measured; unlearned.safetensors has masks that only "
-            "this library reads")
+    return ("unlearned.pt2, a program of torch.export, which is what was measured; unlearned.safetensors has masks "
+            "that only this library reads")
 
-# %% ../nbs/95_request.ipynb #9f1327a7
+# %% ../nbs/95_request.ipynb #fc5d5851
 def signed(x, digits=1) -> str: return f"{x:+.{digits}f}".replace("-", "−")
 
 def _reach(limits) -> str:
     "What a set of this size can show, in words."
     size = limits["smallest_share"]
     if limits["unlike"] or size is None or limits["p"] >= LEVEL: return limits["says"]
-    if size > 100: return ("a set of this size does not show a trace in four of five cases even if all is left of what the "
-                           "network remembers of such images.")
-    return f"a set of this size shows a trace in four of five cases if {size:.0f} % of what the network remembers is left."
+    four = "a trace in four of five cases"
+    if size > 100: return f"a set of this size does not show {four} even if all is left of what the network remembers."
+    return f"a set of this size shows {four} if {size:.0f} % of what the network remembers is left."
 
 def _lost(cost) -> str:
     change, low, high = (signed(-x) for x in np.array(cost["accuracy_lost"])[[0, 2, 1]])
-    return (f"Test accuracy changed by {change} points (95 % interval {low} to {high}), on images that had no part in the "
-            f"choice of the method; at most −{cost['allowed']:.1f} was allowed.")
+    return (f"Test accuracy changed by {change} points (95 % interval {low} to {high}), on images that had no part "
+            f"in the choice of the method; at most −{cost['allowed']:.1f} was allowed.")
 
 def _left(left) -> str:
     if left[0] is None: return ""
@@ -657,15 +671,16 @@ def _left(left) -> str:
     return f"Of what set the removed images above unseen ones, {value} % is left (95 % interval {low} to {high} %)."
 
 def _of_label(item) -> str:
-    name, when = item
-    return f"The {name} label was said of {when['before'][0]:.0f} % of these images, and is now of {when['after'][0]:.0f} %."
+    name, before, after = item[0], item[1]["before"][0], item[1]["after"][0]
+    return f"The {name} label was said of {before:.0f} % of these images, and is now of {after:.0f} %."
 
+# %% ../nbs/95_request.ipynb #ce6e6e08
 def _against(references) -> str:
     if references is None: return ""
-    if references["word"]: return f"Against {references['networks']} networks retrained without them: {references['word']}."
+    against = f"Against {references['networks']} networks retrained without them"
+    if references["word"]: return f"{against}: {references['word']}."
     value, low, high = (signed(x, 0).lstrip("+") for x in references["memory"])
-    return (f"Against {references['networks']} networks retrained without them, {value} % of what this one network "
-            f"remembered is left (95 % interval {low} to {high} %).")
+    return f"{against}, {value} % of what this one network remembered is left (95 % interval {low} to {high} %)."
 
 def paragraphs(facts) -> dict:
     "What stands in sentences on the page."
@@ -676,7 +691,7 @@ def paragraphs(facts) -> dict:
     if facts["labels"]: lines = [*map(_of_label, facts["labels"].items()), *lines]
     return dict(cost=_lost(facts["cost"]), evidence=[line for line in lines if line])
 
-# %% ../nbs/95_request.ipynb #c44b079b
+# %% ../nbs/95_request.ipynb #f9bba8f8
 def run_request(r: Request, out, key: bytes, paths=None, say=None, references_in=None, jobs: int = -1) -> Path:
     "All of it. `ValueError`: it cannot be done; `FloatingPointError`: it diverged; `FileExistsError`: `out` is there."
     refuse_taken(out)  # before the work, not after it

@@ -110,6 +110,7 @@ def _dealt(cards, k, draws, rng):
         packs[at, column] = packs[top]
     return total
 
+# %% ../../nbs/metrics/78_evidence.ipynb #890a5503
 def _cards(p):
     "Of the images of a class, its own first: what each brings to mean rank and spread, (n + m, 2), percent."
     pool = rankdata(np.r_[p.own[0], p.others[0]])
