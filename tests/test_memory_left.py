@@ -268,7 +268,7 @@ def test_doing_nothing_keeps_everything():
         o, r, rt = answers((O, R, Rt), by)
         got = memory_left(o, r, o, r, rt, rt, exchangeable=True, by=by)
         for share, whole in ((got.memory, 100), (got.distance, 100), (got.mark, 0), (got.drift, 0)): assert share == pytest.approx((whole,) * 3, abs=1e-5)
-        assert size_left(*answers([x[0] for x in draw(np.random.default_rng(0), 1, 8, 50, PLAIN)][:2] * 2, by), by) == pytest.approx(100)
+        assert size_left(*answers([x[0] for x in draw(np.random.default_rng(0), 1, 8, 50, PLAIN)][:2] * 2, by), by) == pytest.approx((100,) * 3)
 
 
 def test_auc_knows_no_scale():
@@ -296,9 +296,20 @@ def test_image_by_image():
     remembered, left = by_image(O, R, U, C)
     np.testing.assert_allclose(remembered, 100 * (O.mean(0) - R.mean(0)), atol=1e-9)
     np.testing.assert_allclose(left, 100 * (U.mean(0) - C.mean(0)), atol=1e-9)
-    sizes = {name: np.mean([size_left(*[x[0] for x in draw(np.random.default_rng(seed), 1, 12, 600, PLAIN | s)][:4], 'auc') for seed in range(3)])
+    sizes = {name: np.mean([size_left(*[x[0] for x in draw(np.random.default_rng(seed), 1, 12, 600, PLAIN | s)][:4], 'auc').value for seed in range(3)])
              for name, s in dict(cancelled=dict(left=0., cancel=0.8), gone=dict(left=0.), kept=dict(left=1., mark=0., drift=0.)).items()}
     assert sizes['cancelled'] > 60 and abs(sizes['gone']) < 30 and sizes['kept'] == pytest.approx(100, abs=15)
+
+
+@pytest.mark.parametrize('K', [8, 16])
+@pytest.mark.parametrize('how', [dict(left=0.), dict(left=0.3), dict(left=0., cancel=0.8)])
+def test_the_interval_of_the_size_holds_it(K, how):
+    """Never too narrow; where little is left it is rather too wide."""
+    of = lambda seed, K, n: size_left(*[x[0] for x in draw(np.random.default_rng(seed), 1, K, n, PLAIN | how)][:4], 'auc')
+    truth = np.mean([of(1000 + seed, 64, 4000).value for seed in range(3)])
+    found = [of(seed, K, 300) for seed in range(100)]
+    assert np.mean([s.low <= truth <= s.high for s in found]) > 0.9
+    assert np.mean([s.high - s.low for s in found]) < (120 if K == 8 else 90)  # it says something
 
 
 def test_correct():

@@ -598,14 +598,16 @@ def test_the_numbers_that_ran_are_told_from_those_that_were_asked_for(split):
 def test_tuned_numbers_say_for_what_they_were_found(monkeypatch):
     training = Training(epochs=3)
     here = circumstances(training, dataset='digits', subset=600, share=0.1, network='small')
-    rows = [here | dict(settings='mine', method=m, numbers=dict(lr=0.5), trials=16) for m in ('finetune', 'soft_unseen')]
+    rows = [here | dict(settings='mine', method=m, numbers=dict(lr=0.5), trials=16, whole=n)
+            for m, n in dict(finetune=16, soft_unseen=16, scrub=9).items()]
     monkeypatch.setattr(pricing, 'settings_table', lambda: pd.DataFrame(rows))
-    assert tuned('mine') == dict(finetune=dict(lr=0.5), soft_unseen=dict(lr=0.5))
+    assert tuned('mine') == dict.fromkeys(('finetune', 'soft_unseen', 'scrub'), dict(lr=0.5))
     assert how_tuned('mine', 'finetune', here) == '16 trials'
     assert how_tuned('mine', 'soft_unseen', here) == f"16 trials, after {pricing.DEVELOPED['soft_unseen']} in its making"
     for other in (dict(share=0.2), dict(dataset='cifar10'), dict(network='vit'), dict(training=circumstances(replace(training, epochs=4))['training'])):
         assert how_tuned('mine', 'finetune', here | other) == 'transferred from mine'
-    assert how_tuned('mine', 'scrub', here) == how_tuned('', 'finetune', here) == 'not tuned'
+    assert how_tuned('mine', 'scrub', here) == '16 trials (9 came to an end)'
+    assert how_tuned('mine', 'reinit', here) == how_tuned('', 'finetune', here) == 'not tuned'
     with pytest.raises(ValueError, match="settings is 'yours': use mine"): tuned('yours')
 
 

@@ -90,10 +90,10 @@ def _rows(results) -> list:
 # %% ../nbs/92_league.ipynb #040d01d1
 SHARES = ("memory", "mark", "drift", "distance")
 
-def _size(results, row) -> float:
-    "`size_left` by AUC, percent; NaN below eight lineages, or where all descend from one network."
+def _size(results, row) -> Interval:
+    "`size_left` by AUC, percent; none below eight lineages, or where all descend from one network."
     a = lineages(results, row, "forget", "confidence")
-    if min(len(x) for x in a.values()) < 2 * LEAST: return np.nan
+    if min(len(x) for x in a.values()) < 2 * LEAST: return NONE
     return size_left(a["O"], a["R"], a["U"], a["C"], "auc")
 
 def _most_remembered(results, row) -> Interval:
@@ -106,7 +106,7 @@ def _most_remembered(results, row) -> Interval:
     return memory_left(*arrays, exchangeable=False).memory
 
 def _memory(results, row, exchangeable) -> dict:
-    none = dict.fromkeys((*SHARES, "memory_auc", "tenth"), NONE) | dict(size=np.nan, given="")
+    none = dict.fromkeys((*SHARES, "memory_auc", "size", "tenth"), NONE) | dict(given="")
     if _lineages(results, row) < LEAST: return none | dict(word=_missing(results, row))
     m, auc = (memory_of(results, row, exchangeable, by) for by in ("correctness", "auc"))
     found = {k: getattr(m, k) for k in SHARES} | dict(memory_auc=auc.memory, word=m.word, given=m.given)
@@ -192,7 +192,7 @@ def in_words(found: pd.DataFrame, results: Results) -> str:
     said = [f"Of the methods within {SPARES} points of Retrain's test accuracy, {title(results, best)} leaves least in the "
             f"mean over images: {of(best)} % of the memory, at {of(best, 'TA', 1)} points."]
     if others: said.append(f"Next: {title(results, others[0])}, {of(others[0])} % at {of(others[0], 'TA', 1)} points.")
-    if np.isfinite(found["size"][best]):
+    if np.isfinite(found["size"][best].value):
         said.append(f"Blind to sign {of(best, 'size')} % is left, and of the tenth remembered most {of(best, 'tenth')} %: what "
                     "is kept of some images and overdone on others cancels in the mean.")
     return re.sub(r"-(?=\d)", "−", " ".join(said))
@@ -350,7 +350,7 @@ def _paired(one, other) -> tuple:
 def _distances(results, row, frame) -> dict:
     apart = klom_95(*(results.answers[m].confidence for m in (row, "retrain")))
     both = _paired(_accuracies(frame, row), _accuracies(frame, "retrain"))
-    products = {"ToW ↑": tow(*both).value, "ToW-MIA ↑": tow_mia(*both).value}
+    products = {"ToW ↑": tow(*both), "ToW-MIA ↑": tow_mia(*both)}
     return {f"KLOM {part} ↓": v for part, v in apart.items()} | products
 
 # %% ../nbs/92_league.ipynb #e5cf0fe0
@@ -382,7 +382,7 @@ def agreement(found: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     "Rank correlations of the yardsticks over No Unlearning and the methods that changed anything."
     scores = measured.drop(["reference", *idle(found)], errors="ignore").drop(columns="F ↑")  # F / ceiling ranks alike
     scores["|memory left| ↓"] = [abs(found.memory[m].value) if m in found.index else np.nan for m in scores.index]
-    scores["blind to sign ↓"] = [found["size"].get(m, np.nan) for m in scores.index]
+    scores["blind to sign ↓"] = [found["size"].get(m, NONE).value for m in scores.index]
     return _goodness(scores).corr("spearman").rename_axis(columns=f"{len(scores)} rows")
 
 # %% ../nbs/92_league.ipynb #22c1e149

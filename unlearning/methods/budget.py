@@ -308,4 +308,5 @@ def how_tuned(settings: str, method: str, here: dict) -> str:  # here: `circumst
     if not len(rows): return f"not tuned, {before} trials in its making" if before else "not tuned"
     row = rows.iloc[0]
     if any(row[k] != v for k, v in here.items()): return f"transferred from {settings}"
-    return f"{row.trials} trials" + (f", after {before} in its making" if before else "")
+    whole = f" ({row.whole} came to an end)" if row.whole < row.trials else ""
+    return f"{row.trials} trials{whole}" + (f", after {before} in its making" if before else "")

@@ -213,16 +213,29 @@ def by_image(
     left, remembered, _ = 100 * (A.mean(axis=1) + B.mean(axis=1))
     return remembered, left
 
+# %% ../../nbs/metrics/74_memory_left.ipynb #c0ffee74
+def _moves(half, k, h, share):
+    "By how much each lineage of a half moves l · k − share · g · h: of (O, U), then of (R, C)."
+    return [X[0] @ k - share * (X[1] @ h) for X in half]
+
+def _half_width(parts):
+    "Of the 95 % interval of a sum of means of independent parts (Welch)."
+    v, df = np.array([x.var(ddof=1) / len(x) for x in parts]), np.array([len(x) - 1 for x in parts])
+    return np.sqrt(v.sum()) * stdtrit(v.sum()**2 / max((v**2 / df).sum(), 1e-300), 0.975) if v.sum() > 0 else 0.
+
 # %% ../../nbs/metrics/74_memory_left.ipynb #b531b19d
 def size_left(
     O, R, U, C,       # on forget, at least 8 lineages, a parent for each child
     by="correctness", # the score
-)->float:             # percent; below 0 where the halves contradict one another: noise
+)->Interval:          # percent; below 0 where the halves contradict one another: noise
     "Size of what is left, image by image and blind to its sign, against that of what was remembered."
     O, R, U, C = _checked(O, R, U, C, by)
-    (g, l), (h, k) = (by_image(*(x[part::2] for x in (O, R, U, C)), by) for part in (0, 1))
+    one, other = (_added(*_checked(*(x[part::2] for x in (O, R, U, C)), by), by) for part in (0, 1))
+    (l, g), (k, h) = (sum(kind.mean(axis=1) for kind in half)[:2] for half in (one, other))
     share = (l @ k) / (g @ h)
-    return float(100 * np.sign(share) * np.sqrt(abs(share)))
+    moves = [*_moves(one, k, h, share), *_moves(other, l, g, share), len(l) * (l * k - share * g * h)]
+    half = _half_width(moves) / (g @ h)
+    return Interval(*(float(100 * np.sign(x) * np.sqrt(abs(x))) for x in (share, share - half, share + half)))
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #37338f4f
 def side_effect(
