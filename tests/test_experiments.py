@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
-import nbformat, pandas as pd, papermill, pytest
+import nbformat, pandas as pd, papermill, pytest, yaml
 from papermill.exceptions import PapermillExecutionError
 from papermill.parameterize import parameterize_notebook
 
@@ -207,6 +207,8 @@ def test_request_as_it_stands(run, tmp_path):
     answer = tmp_path/'out'/'mine'
     assert json.loads((answer/'report.json').read_text())['request']['images'] == 90 and (answer/'report.html').exists()
     assert differences(answer) == dict(missing=[], changed=[], extra=[])
+    again = yaml.safe_load((tmp_path/'out'/'mine.yaml').read_text())
+    assert again['trials'] == 1 and again['request_id'] == '' and again['lr'] == 0.05
 
 
 @pytest.mark.slow

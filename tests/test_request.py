@@ -6,17 +6,20 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from unlearning.auto import halves, pseudo_request
+from unlearning import request
+from unlearning.auto import halves, pseudo_request, whole_people
 from unlearning.images import make_split, pixel_hashes
-from unlearning.load import Share, load_split, wrong_labels
+from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
-from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE
-from unlearning.request import (PEOPLE, Request, build, by_name, choose, comparable_images, limits, look, make_example, refer, run,
-                                run_request, set_apart, source_of, weigh)
+from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
+from unlearning.metrics.forget_quality import Interval
+from unlearning.request import (PEOPLE, Request, attack, build, by_name, choose, comparable_images, limits, look, make_example, page, refer,
+                                report, run, run_request, set_apart, source_of, weigh)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
 from unlearning.training import Training, fit, logits
@@ -154,7 +157,6 @@ def test_nothing_from_outside_becomes_html(answered):
 
 
 def test_names_of_classes_are_escaped(answered, monkeypatch):
-    from unlearning.request import page, report
     r, *_ = answered
     monkeypatch.setattr(r, 'split', replace(r.split, classes=tuple(f'<img src=x onerror={i}>' for i in range(10))))
     tags = Tags(); tags.feed(page(r, report(r)))
@@ -229,6 +231,24 @@ def test_settings_that_cannot_be(asked, more, match):
 
 # Who goes on from an answer, brings own images, or pays for references
 
+def test_a_list_says_whose_the_images_of_a_folder_are(given, source, tmp_path):
+    people, gone = tmp_path / 'people.csv', tmp_path / 'gone.txt'
+    people.write_text('path,identity\n' + ''.join(f'{path},p{i // 9}\n' for i, path in enumerate(source.paths)))
+    known = with_identities(source, people)
+    gone.write_text(''.join(f'{path}\n' for path in source.paths[:18]))
+    whole, single = load_split(known, forget=gone), load_split(known, forget=Path(given['forget']))
+    assert whole_people(whole) and not whole_people(single)
+    people.write_text('path,identity\n' + f'{source.paths[3]},p1\n')
+    with pytest.raises(ValueError, match='does not say whose 899 of the 900'): with_identities(source, people)
+
+
+def test_copies_are_told_from_what_was_named(asked):
+    r = asked(named=80)
+    for step in (look, limits, choose, run, weigh, attack): step(r)
+    assert report(r)['request']['named'] == 80 and '(80 named, the others identical copies of them)' in page(r, report(r))
+    with pytest.raises(ValueError, match='named is 91: of 90 images'): asked(named=91)
+
+
 def test_a_second_request_goes_on_from_the_first(given, source, training, answered, tmp_path):
     first, out, key = answered
     net = load_weights(build(given['builder'], 10), out / 'unlearned.safetensors')
@@ -268,6 +288,20 @@ def test_references_by_the_owners_own_function(asked, given, source, training, t
     found = refer(r, tmp_path / 'references')
     assert found.equals(refer(r, tmp_path / 'references'))
     assert 60 < found.memory[0] < 140 or found.word  # next to nothing was done to a network that remembers little
+
+
+@pytest.mark.parametrize('of_test, low, high, comes', [
+    (NONE, 5, 35, FOUND), (UNDECIDABLE, 5, 35, FOUND), (UNDECIDABLE, -5, 45, NONE), (UNDECIDABLE, -80, 120, UNDECIDABLE), (FOUND, -5, 45, FOUND)])
+def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch, of_test, low, high, comes):
+    r, none = asked(references=4, train=lambda keep, seed: None), Interval(*[float('nan')] * 3)
+    for step in (look, limits, choose, run, weigh): step(r)
+    r.verdict = Verdict(of_test, 'So test images say.')
+    r.facts['verdict'] = dict(word=of_test, sentence='So test images say.')
+    monkeypatch.setattr(request, '_by_owner', lambda *args: SimpleNamespace(memory=Interval(20., low, high), mark=none, word=''))
+    refer(r, tmp_path)
+    said = report(r)['verdict']
+    assert said['word'] == (comes if comes == of_test else comes.replace(' n images', ' 90 images'))
+    assert ('Against 4 networks retrained' in said['sentence']) == (comes != of_test)
 
 
 @pytest.mark.parametrize('net, match', [

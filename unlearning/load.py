@@ -9,7 +9,7 @@ __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'READERS', 'E
            'read_text', 'lines_of', 'whole', 'numbers_of', 'rows_of', 'from_lines', 'from_table', 'from_json',
            'look_up', 'from_npy', 'by_file', 'meant', 'positions', 'Share', 'People', 'options_of', 'takes_any',
            'refuse_option', 'as_count', 'load_source', 'load_split', 'gone_classes', 'tuning_split', 'wrong_labels',
-           'with_truth']
+           'listed', 'with_truth', 'with_identities']
 
 # %% ../nbs/19_load.ipynb #6986e38c
 import csv, difflib, inspect, json, math, os, posixpath, re, unicodedata, warnings
@@ -613,22 +613,43 @@ def wrong_labels(
     return replace(made, val=split.val)
 
 # %% ../nbs/19_load.ipynb #5c921d36
+def listed(source: Source, path, column: str) -> list:  # (position in train, what the column says, place in the file)
+    "A list of images (.csv or .tsv) with a column that says something of each. `ValueError` names what is not said."
+    path = Path(path)
+    (_, header), *rows = rows_of(read_text(path), path)
+    if column not in (names := [name.strip() for name in header]):
+        raise ValueError(f"{path} has the columns {', '.join(names)}: none is called {column!r}")
+    at, k = by_file(path, source, 0), names.index(column)
+    if len(at) < len(rows): raise ValueError(f"{path} lists an image twice: list each once")
+    said = [(i, "".join(row[k:k + 1]).strip(), f"{path}, {place}") for i, (place, row) in zip(at, rows)]
+    for _, text, place in said:
+        if not text: raise ValueError(f"{place}, has nothing in the column {column}: do without it, if nobody knows")
+    return said
+
+# %% ../nbs/19_load.ipynb #19aa0001
 def with_truth(
     source: Source,
     path,                  # of the list (.csv or .tsv): images, as in any forget file, and their true labels
     column: str = "true",  # the one with the labels: names or numbers of classes
 ) -> Source:
     "The data set, knowing the true labels of the listed images. `ValueError` names the line that cannot be right."
-    path = Path(path)
-    (_, header), *rows = rows_of(read_text(path), path)
-    if column not in (names := [name.strip() for name in header]):
-        raise ValueError(f"{path} has the columns {', '.join(names)}: none is called {column!r}")
-    at, truth, k = by_file(path, source, 0), source.train.labels.clone(), names.index(column)
-    if len(at) < len(rows): raise ValueError(f"{path} lists an image twice: list each once")
-    for i, (place, row) in zip(at, rows):
-        if not (said := "".join(row[k:k + 1]).strip()):
-            raise ValueError(f"{path}, {place}, has nothing in the column {column}: ask without it, if nobody knows")
-        if (label := _label(said, source)) == truth[i]:
-            raise ValueError(f"{path}, {place}: the true label is the one that was given, {source.classes[label]}")
+    truth = source.train.labels.clone()
+    for i, text, place in listed(source, path, column):
+        if (label := _label(text, source)) == truth[i]:
+            raise ValueError(f"{place}: the true label is the one that was given, {source.classes[label]}")
         truth[i] = label
     return source._replace(train=replace(source.train, truth=truth))
+
+# %% ../nbs/19_load.ipynb #19aa0003
+def with_identities(
+    source: Source,
+    path,                       # of the list (.csv or .tsv): every training image, and who is on it
+    column: str = "identity",   # the one with the people: names or numbers
+) -> Source:
+    "The data set, knowing whose each training image is. `ValueError`: images of which the list does not say it."
+    at, who, _ = zip(*listed(source, path, column))
+    if left := len(source.train) - len(at):
+        raise ValueError(f"{path} does not say whose {left} of the {len(source.train)} training images are: list each")
+    identities = torch.empty(len(at), dtype=torch.int64)
+    identities[torch.as_tensor(at)] = torch.as_tensor(np.unique(who, return_inverse=True)[1])
+    return source._replace(train=replace(source.train, identities=identities))

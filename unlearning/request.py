@@ -7,9 +7,9 @@ __all__ = ['PEOPLE', 'COSTLY', 'NOT_FOUND', 'BETTER', 'WORSE', 'AS_BEFORE', 'NO_
            'SCHEMA', 'NOTHING_OF', 'by_name', 'build', 'evaluation', 'data_of', 'source_of', 'comparable_images',
            'make_example', 'Request', 'unknown', 'set_apart', 'look', 'refuse_left', 'looked_at', 'answers', 'values',
            'judged', 'limits', 'finite', 'choose', 'run', 'accuracy_lost', 'refusal', 'weigh', 'rank_rows',
-           'weigh_earlier', 'attack', 'share', 'said', 'weigh_labels', 'refer', 'refuse_alike', 'refuse_poor',
-           'positions_kept', 'plain', 'utility', 'refuse_other', 'report', 'hand_over_request', 'ranks_figure',
-           'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs', 'run_request']
+           'weigh_earlier', 'attack', 'share', 'said', 'weigh_labels', 'by_references', 'refer', 'refuse_alike',
+           'refuse_poor', 'positions_kept', 'plain', 'utility', 'refuse_other', 'report', 'hand_over_request',
+           'ranks_figure', 'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs', 'run_request']
 
 # %% ../nbs/95_request.ipynb #5aad3d4c
 import importlib, inspect, io, json, secrets, time
@@ -44,7 +44,7 @@ from .images import Images, Split, batches, pixel_hashes
 from .league import memory_of
 from .manifest import Predecessor, check_name, hand_over, make_manifest, refuse_taken, weights_fingerprint
 from .methods.budget import WITHIN, Budget, numbers_used
-from .metrics.evidence import (FOUND, LEVEL, UNDECIDABLE, UNLIKE, ClassAUC, Verdict, class_auc, evidence,
+from .metrics.evidence import (FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE, ClassAUC, Verdict, class_auc, evidence,
                                          ranks, svc_in_proportion, verdict)
 from .metrics.forget_quality import Interval, statistic
 from .metrics.memory_left import LEAST, memory_left
@@ -176,6 +176,7 @@ class Request:
     follows: Predecessor | None = None  # the request that made these weights, see `predecessor`
     earlier: Images | None = None # what earlier requests named, if still at hand: measured again, see `set_apart`
     wrong_labels: bool = False    # were the images named because their labels are wrong?
+    named: int | None = None      # how many of the images the list names, the others being copies; None: all
     facts: dict = field(default_factory=dict, repr=False)  # what was found: `report.json`
 
     def __post_init__(self):
@@ -200,6 +201,8 @@ def _check(r: Request):
     if not r.max_test_drop >= 0: raise ValueError(f"max_test_drop is {r.max_test_drop}: points, 0 or more")
     if r.trials < 1: raise ValueError(f"trials is {r.trials}: at least 1 of each method")
     if r.asked_on: _date(r.asked_on)
+    if r.named is not None and not 0 < r.named <= len(r.split.forget):
+        raise ValueError(f"named is {r.named}: of {len(r.split.forget)} images that go, 1 at least and all at most")
     if not 0 < r.budget <= 100: raise ValueError(f"budget is {r.budget}: percent of a training, above 0")
     if r.train is not None and not callable(r.train): raise ValueError(f"train is {r.train!r}: pass a function")
     if r.references and r.references < LEAST:
@@ -428,13 +431,28 @@ def weigh_labels(r: Request) -> Verdict:
     r.facts["verdict"] = dict(word=word, sentence=sentence)
     return r.verdict
 
+# %% ../nbs/95_request.ipynb #95aa0001
+def by_references(memory: Interval) -> str:
+    "`FOUND`, `NONE` or `UNDECIDABLE`, by what is left against retrained networks: more than nothing, less than all."
+    if memory.low > 0: return FOUND
+    return NONE if memory.high < 100 else UNDECIDABLE
+
+def _overrule(r, memory, facts):
+    "References say what test images cannot, and go before them where they find something."
+    word = by_references(memory)
+    if word == UNDECIDABLE or (word == NONE and r.verdict.word != UNDECIDABLE): return
+    if word != r.verdict.word: r.verdict = Verdict(word, _against(facts))
+    r.facts["verdict"] = dict(word=_counted(r.verdict.word, r), sentence=r.verdict.sentence)
+
 # %% ../nbs/95_request.ipynb #1383acef
 def refer(r: Request, folder, jobs: int = -1) -> pd.Series:
     "Memory left and mark against retrained networks, which are kept in `folder`."
     exchangeable = not (r.wrong_labels or r.facts["limits"]["unlike"] or whole_people(r.split))
     m = _by_training(r, folder, jobs, exchangeable) if r.train is None else _by_owner(r, folder, exchangeable)
-    r.facts["references"] = dict(networks=r.references, memory=plain(m.memory), mark=plain(m.mark), word=m.word)
-    return pd.Series(r.facts["references"], name="against references", dtype=object)
+    facts = dict(networks=r.references, memory=plain(m.memory), mark=plain(m.mark), word=m.word)
+    r.facts["references"] = facts
+    if "evidence" in r.facts: _overrule(r, m.memory, facts)
+    return pd.Series(facts, name="against references", dtype=object)
 
 def _by_training(r, folder, jobs, exchangeable):
     "Retrained as a study retrains, in parallel."
@@ -561,8 +579,9 @@ def report(r: Request) -> dict:
 
 # %% ../nbs/95_request.ipynb #9d1a0894
 def _asked(r) -> dict:
-    return dict(id=r.id, asked_by=r.asked_by, asked_on=r.asked_on, answered_on=str(date.today()),
-                images=len(r.split.forget))
+    n = len(r.split.forget)
+    return dict(id=r.id, asked_by=r.asked_by, asked_on=r.asked_on, answered_on=str(date.today()), images=n,
+                named=n if r.named is None else r.named)
 
 def _data(r) -> dict:
     t = r.split.train
