@@ -10,6 +10,11 @@ CONFIG = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags=["hid
                 ExtractOutputPreprocessor=dict(output_filename_template="images/index-{cell_index}{extension}"))
 
 
+def described(m) -> str:
+    "A picture and the caption below it, whose words are what is read where the picture is not seen."
+    return f"![{' '.join(m[3].split())}]({m[1]}){m[2]}*{m[3]}*"
+
+
 def render(notebook: Path) -> tuple[str, dict[str, bytes]]:
     "The README's text, with links as seen from the root, and its pictures by their path from the root."
     nb = nbformat.read(notebook, as_version=4)
@@ -17,6 +22,7 @@ def render(notebook: Path) -> tuple[str, dict[str, bytes]]:
     text, resources = MarkdownExporter(config=CONFIG).from_notebook_node(nb)
     def from_root(m): return f"]({posixpath.normpath('nbs/' + m[1])}{m[2]})"
     text = re.sub(r"\]\((?![a-z]+:|[#/])([^)\s#]+)([^)]*)\)", from_root, text)
+    text = re.sub(r"!\[png\]\((\S+)\)(\s+)\*([^*]+)\*", described, text)
     pictures = {posixpath.join("nbs", name): data for name, data in resources["outputs"].items()}
     return f"<!-- Written from nbs/{notebook.name} by `make export`: edit it there. -->\n\n{text.strip()}\n", pictures
 

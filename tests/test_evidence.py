@@ -363,9 +363,9 @@ PLAIN = ev.Evidence(LIKE, SURE, LIKE, LIKE, SURE, 30., Interval(7., -20., 30.))
     (dict(smallest=ENOUGH), NONE, ('Had 50 %',)),
     (dict(after=SURE), FOUND, ('more surely', 'p below 0.001')),
     (dict(after=replace(SURE, auc=Interval(35., 30., 40.))), FOUND, ('LESS surely', 'pressed below')),
-    (dict(after=WIDE), FOUND, ('some of the 90 forgotten images more surely and others less surely', 'both betray which they are', '41 % away',
+    (dict(after=WIDE), FOUND, ('some of the 90 forgotten images more surely and others less surely', 'too many are answered very surely', '41 % away',
                                'where 25 % is no difference', 'mean rank among these 51 %')),
-    (dict(after=ALIKE), FOUND, ('the 90 forgotten images more alike than', '12 % away', 'tells which they were')),
+    (dict(after=ALIKE), FOUND, ('the 90 forgotten images more alike than', '12 % away', 'which is a trace too')),
     (dict(kind=WIDE), UNDECIDABLE, ('unlike', 'answered them some more surely and others less surely than retained')),
     (dict(kind=ALIKE), UNDECIDABLE, ('unlike', 'answered them more alike than retained')),
     (dict(after=SURE, smallest=900., memory=LIKE), FOUND, ('more surely',)),  # what was found was found

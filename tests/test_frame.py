@@ -54,12 +54,13 @@ def test_readme_is_seen_from_the_root_without_hidden_cells(readme, tmp_path):
     nbformat.write(v4.new_notebook(cells=[
         v4.new_markdown_cell('# Title\n\n[a](methods/10_a.ipynb#b) [up](../LICENSE) [web](https://example.org/x) [here](#b)'),
         v4.new_code_cell('secret = 1', metadata={'tags': ['hide-cell']}),
-        v4.new_code_cell('draw()', metadata={'tags': ['hide-input']}, outputs=[picture])]), tmp_path/'nbs'/'index.ipynb')
+        v4.new_code_cell('draw()', metadata={'tags': ['hide-input']}, outputs=[picture]),
+        v4.new_markdown_cell('*What is\nseen.* And more.')]), tmp_path/'nbs'/'index.ipynb')
     readme.write(tmp_path)
     text = (tmp_path/'README.md').read_text()
     assert '[a](nbs/methods/10_a.ipynb#b) [up](LICENSE) [web](https://example.org/x) [here](#b)' in text
     assert 'secret' not in text and 'draw' not in text
-    shown = re.search(r'!\[.*\]\((nbs/images/.*\.png)\)', text)[1]
+    shown = re.search(r'!\[What is seen\.\]\((nbs/images/.*\.png)\)', text)[1]  # whoever cannot see it is told
     assert (tmp_path/shown).read_bytes() == b'\x00\x01\x02'
 
 

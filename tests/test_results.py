@@ -5,8 +5,8 @@ import nbformat, pytest
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 COPIES = sorted(NBS.glob('results/*.ipynb'))
-MADE_FROM = {'faces_laptop': 'celeba', 'writers_laptop': 'celeba',  # whose name does not begin with the experiment's
-             'noisy_labels_laptop': 'noisy_labels', 'noisy_labels_laptop_known30': 'noisy_labels'}
+EXPERIMENTS = {path.stem: path for path in NBS.glob('experiments/*.ipynb')}
+MADE_FROM = {'faces_laptop': 'celeba', 'writers_laptop': 'celeba'}  # whose name does not begin with the experiment's
 
 # Executed before the house was rebuilt (version 0.0.1). A copy that is executed anew leaves this list.
 FALLEN_BEHIND = {'architectures_laptop', 'benchmark', 'benchmark_engine', 'cifar10_full', 'cifar10_laptop', 'faces_laptop',
@@ -20,7 +20,8 @@ def code(path):
 
 
 def source_of(copy):
-    return NBS/'experiments'/f'{MADE_FROM.get(copy.stem, copy.stem.split("_")[0])}.ipynb'
+    named = [name for name in EXPERIMENTS if copy.stem.startswith(f'{name}_')] or [MADE_FROM.get(copy.stem, copy.stem)]
+    return EXPERIMENTS[max(named, key=len)]
 
 
 @pytest.mark.parametrize('copy', COPIES, ids=lambda p: p.stem)

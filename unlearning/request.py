@@ -44,7 +44,7 @@ from .images import Images, Split, batches, pixel_hashes
 from .league import memory_of
 from .manifest import Predecessor, check_name, hand_over, make_manifest, refuse_taken, weights_fingerprint
 from .methods.budget import WITHIN, Budget, numbers_used
-from .metrics.evidence import (FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE, ClassAUC, Verdict, class_auc, evidence,
+from .metrics.evidence import (ENOUGH, FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE, ClassAUC, Verdict, class_auc, evidence,
                                          ranks, svc_in_proportion, verdict)
 from .metrics.forget_quality import Interval, statistic
 from .metrics.memory_left import LEAST, memory_left
@@ -291,9 +291,10 @@ def answers(r: Request, net) -> tuple:  # logits and classes by name, see `looke
 def values(z, classes) -> dict: return {k: statistic(z[k], classes[k]) for k in z}
 
 # %% ../nbs/95_request.ipynb #c9d96b06
-PEOPLE = ("All images of some people were removed, and test has other people: how surely unseen images of the "
-          "removed people would be answered, it cannot say. Name such images, never trained on, as comparable; or see "
-          "what references, networks retrained without them, say below, if there are any.")
+PEOPLE = ("Most of the named images are all the training images of certain people, and the test images show others: how "
+          "surely a network that never saw the named people would answer images of them, these cannot say. What would "
+          "help: unseen images of the same people, named as comparable; or references, networks retrained without them: "
+          "see below if there are any.")
 
 def judged(r, e) -> Verdict:
     "The verdict on evidence; none where the unseen images are no measure."
@@ -368,13 +369,14 @@ def weigh(r: Request) -> Verdict:
     e = evidence(before, after, r.classes, comparable=r.comparable is not None)
     r.verdict = judged(r, e)
     r.facts["evidence"] = {name: plain(x) for name, x in vars(e).items()}
-    r.facts["ranks"] = [dict(before=b, after=a) for b, a in zip(*(rank_rows(s, r.classes) for s in (before, after)))]
+    pairs = zip(*(rank_rows(s, r.classes) for s in (before, after)))  # sorted, or their order would tell which is which
+    r.facts["ranks"] = [dict(before=b, after=a) for b, a in sorted(pairs, key=lambda pair: pair[0][0] or 0.)]
     r.facts["verdict"] = dict(word=_counted(r.verdict.word, r), sentence=r.verdict.sentence)
     return r.verdict
 
 def rank_rows(s, classes) -> list:  # of each image that must go: rank among unseen ones, and its interval, percent
     found = ranks(s["forget"], classes["forget"], s["unseen"], classes["unseen"])
-    return [[finite(x) for x in row] for row in zip(*found)]
+    return [[finite(x) for x in row] for row in zip(*found)]  # in the order of the forget set
 
 def _counted(word, r) -> str: return word.replace(" n images", f" {len(r.split.forget)} images")
 
@@ -433,9 +435,9 @@ def weigh_labels(r: Request) -> Verdict:
 
 # %% ../nbs/95_request.ipynb #95aa0001
 def by_references(memory: Interval) -> str:
-    "`FOUND`, `NONE` or `UNDECIDABLE`, by what is left against retrained networks: more than nothing, less than all."
+    "`FOUND`, `NONE` or `UNDECIDABLE`, by what is left against retrained networks: more than nothing, less than half."
     if memory.low > 0: return FOUND
-    return NONE if memory.high < 100 else UNDECIDABLE
+    return NONE if memory.high <= ENOUGH else UNDECIDABLE
 
 def _overrule(r, memory, facts):
     "References say what test images cannot, and go before them where they find something."
@@ -553,8 +555,9 @@ def _write_program(r, path):
 NOT_SHOWN = (
     "Weights cannot prove how they came about: only the procedure can be audited. This report says what was run, "
     "with which settings and seeds, and what was measured afterwards.",
-    "Backups, caches, logs, thumbnails and copies of the data elsewhere are not touched, nor are older versions of "
-    "the weights and models that were derived from them.",
+    "Only the network's weights were changed. No file was deleted by this procedure: neither in the training folder "
+    "nor in backups, caches, logs, thumbnails or copies elsewhere. Older versions of the weights, and models derived "
+    "from them, are as they were.",
     "A trace that was found says that something is left, not how much; no trace found does not say that nothing is "
     "left, but that as many images could not show it. Whether that answers the request is for its parties to say.",
     "The evidence is about confidence in the images' labels, and about these tests: another attack may see more. It "
@@ -649,14 +652,14 @@ def page(r: Request, facts: dict) -> str:
 def done(facts) -> list:  # (name, value)
     recipe, cost, weights, n = facts["recipe"], facts["cost"], facts["weights"], facts["look"]["test_images"]
     trials = sum(row["round"] == 1 for row in recipe["trials"])
-    where = "these very images" if facts["labels"] else "pseudo requests"
-    how = f"found in {trials} trials on {where}" if trials else "named by the owner"
+    where = "these very images" if facts["labels"] else "other training images of the same classes"
+    how = f"found in {trials} trials on {where}" if trials else "chosen by the owner"
     search = f"; the search for it took another {cost['percent_of_search']:.0f} %" if trials else ""
     known = f"; {n['known']} that the network has been trained on are left out" if n["known"] else ""
     return [("method", f"{recipe['title']}, {how}"), ("source", recipe["source"]),
-            ("effort", f"{cost['percent']:.1f} % of the image passes of a training, {cost['seconds']:.0f} seconds"
+            ("effort", f"{cost['percent']:.1f} % of the work of training the network once, {cost['seconds']:.0f} seconds"
                        + search),
-            ("data", f"{facts['data']['retained']:,} images retained"),
+            ("data", f"{facts['data']['retained']:,} other training images, on which the network went on training"),
             ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, {n['evidence']:,} as evidence{known}"),
             ("weights before", weights["before"]), ("weights after", weights["after"] or "not handed over"),
             ("to be served", _served(facts))]
@@ -677,17 +680,20 @@ def _reach(limits) -> str:
     if limits["unlike"] or size is None or limits["p"] >= LEVEL: return limits["says"]
     four = "a trace in four of five cases"
     if size > 100: return f"a set of this size does not show {four} even if all is left of what the network remembers."
-    return f"a set of this size shows {four} if {size:.0f} % of what the network remembers is left."
+    rest = " Without references, 'no trace was found' can therefore not be the outcome." if size > ENOUGH else ""
+    return f"a set of this size shows {four} if {size:.0f} % of what the network remembers is left.{rest}"
 
 def _lost(cost) -> str:
     change, low, high = (signed(-x) for x in np.array(cost["accuracy_lost"])[[0, 2, 1]])
     return (f"Test accuracy changed by {change} points (95 % interval {low} to {high}), on images that had no part "
-            f"in the choice of the method; at most −{cost['allowed']:.1f} was allowed.")
+            f"in the choice of the method. A loss of up to {cost['allowed']:.1f} points was allowed.")
 
 def _left(left) -> str:
     if left[0] is None: return ""
     value, low, high = (signed(x, 0).lstrip("+") for x in left)
-    return f"Of what set the removed images above unseen ones, {value} % is left (95 % interval {low} to {high} %)."
+    nothing = " An interval that holds 0 is consistent with nothing being left." if left[1] <= 0 <= left[2] else ""
+    return ("Before, the network was surer of these images than of unseen ones. Of that difference an estimated "
+            f"{value} % remains (95 % interval {low} to {high} %).{nothing}")
 
 def _of_label(item) -> str:
     name, before, after = item[0], item[1]["before"][0], item[1]["after"][0]
@@ -699,7 +705,10 @@ def _against(references) -> str:
     against = f"Against {references['networks']} networks retrained without them"
     if references["word"]: return f"{against}: {references['word']}."
     value, low, high = (signed(x, 0).lstrip("+") for x in references["memory"])
-    return f"{against}, {value} % of what this one network remembered is left (95 % interval {low} to {high} %)."
+    of, ends = "of what this one network remembered", f"(95 % interval {low} to {high} %)"
+    if references["memory"][1] > 0: return f"{against}, {value} % {of} is left {ends}."
+    return (f"{against}, no remainder was found: the estimate is {value} % {of}, and up to {high} % cannot be excluded "
+            f"{ends}.")
 
 def paragraphs(facts) -> dict:
     "What stands in sentences on the page."
