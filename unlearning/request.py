@@ -620,7 +620,7 @@ def ranks_figure(r: Request):
         ax.hist(rank, np.linspace(0, 100, 11), color="0.55", ec="white")
         ax.axhline(len(rank) / 10, color="k", ls="--", lw=1)
         ax.set(title=title, xlabel="rank among unseen of its class [%]")
-    axes[0].set_ylabel("removed images")
+    axes[0].set_ylabel("named images")
     return fig
 
 # %% ../nbs/95_request.ipynb #df2c71a3
