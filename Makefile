@@ -14,7 +14,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Threads that wait for one another sleep: on a crowded machine spinning takes many times as long, on a free one it gains a little.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help study request cifar10 celeba test test-all check export lab clean
+.PHONY: help study request cifar10 celeba site test test-all check export lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -62,6 +62,10 @@ cifar10: $(READY) $(NBS)/profiles/cifar10/$(PROFILE).yaml  ## the CIFAR-10 study
 celeba: $(READY) $(NBS)/profiles/celeba/$(PROFILE).yaml  ## the study of people: make celeba PROFILE=writers
 	$(call run,$(NBS)/celeba.ipynb,runs/celeba-$(PROFILE),-f $(NBS)/profiles/celeba/$(PROFILE).yaml)
 
+site: $(READY)  ## the web site of all pages, from the outputs that are committed: _site/index.html
+	@$(BIN)/python nbs/site/build.py _site
+	@echo "Open _site/index.html, or serve the folder (search needs that): $(BIN)/python -m http.server -d _site"
+
 test: $(READY)  ## one pytest run over the notebooks and tests/, but for the eight longest experiments
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10 -m "not slow"
 
@@ -89,5 +93,5 @@ lab: $(READY)  ## open JupyterLab
 	@$(BIN)/jupyter lab --notebook-dir=.
 
 clean:  ## remove caches and build files; .venv, runs/ and data/ stay
-	@rm -rf .pytest_cache _docs _proc build dist
+	@rm -rf .pytest_cache _docs _proc _site build dist
 	@find nbs tests unlearning -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf

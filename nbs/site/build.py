@@ -1,0 +1,123 @@
+"""Builds the site of all pages into a folder: `python nbs/site/build.py [_site]`.
+
+It writes every notebook as a reader shall see it into a temporary folder, with the navigation and the API reference, and has
+Sphinx (settings: `conf.py`) make pages of them. Nothing is executed and nothing of the library imported: the outputs are those
+committed.
+"""
+import re, shutil, sys, tempfile
+from pathlib import Path
+import nbformat
+from nbformat.v4 import new_markdown_cell
+from sphinx.cmd.build import main as sphinx
+from reference import write_reference
+
+ROOT = Path(__file__).resolve().parents[2]
+NBS = ROOT/"nbs"
+FLOORS = {0: "Values", 10: "Data", 20: "Networks", 23: "Training", 30: "Seeing, and the grammar", 40: "Methods",
+          70: "Metrics", 80: "Engine", 90: "Windows"}  # by the number of its first notebook
+OLDER = "*Executed by an earlier version of the experiment: [the code beside it]({}) has moved on.*"
+
+
+# One notebook
+
+def title(nb): return re.match(r"# (.*)", nb.cells[0].source)[1]
+
+def number(name): return int(m[1]) if (m := re.search(r"(?:^|/)(\d\d)_\w+$", name)) else None
+
+def module(nb):
+    "The module that a notebook exports, or None."
+    names = [m[1] for c in nb.cells if (m := re.match(r"#\| *default_exp +(\S+)", c.source))]
+    return f"unlearning.{names[0]}".removesuffix(".__init__") if names else None
+
+def code(nb):
+    "Its code cells as their author wrote them: without the parameters that papermill puts in."
+    return [c.source for c in nb.cells
+            if c.cell_type == "code" and "injected-parameters" not in c.metadata.get("tags", [])]
+
+def without_directives(cell):
+    "The cell as MyST-NB understands it, without nbdev's directives; None where nobody shall see it."
+    if cell.cell_type != "code": return cell
+    directives = dict(re.findall(r"^#\| *([\w-]+):? *(.*)$", cell.source, flags=re.M))
+    cell.source = re.sub(r"^#\|.*\n?", "", cell.source, flags=re.M).strip("\n")
+    tags = cell.metadata.get("tags", [])
+    if "hide" in directives or "hide-cell" in tags or not (cell.source or cell.outputs): return None
+    cell.metadata.tags = [t.replace("hide-input", "remove-input") for t in tags] + ["export"] * ("export" in directives)
+    if "fig-alt" in directives: cell.metadata.mystnb = {"image": {"alt": directives["fig-alt"]}}
+    return cell
+
+def links(nb, name):
+    "The line below the title: what the page exports, and the notebook itself."
+    up = "../" * name.count("/")
+    download = f"{{download}}`Download the notebook </notebooks/{name}.ipynb>`"
+    if not (full := module(nb)): return download
+    source = f'<a href="{up}_modules/{full.replace(".", "/")}.html">Source</a>'
+    return f"Cells with a coloured edge are exported to [{full}](/api/{full}.md) · {source} · {download}"
+
+def written(nb, name, heading):
+    "The notebook as text, under a heading."
+    first = nb.cells[0]
+    first.source = first.source.replace(title(nb), f"{heading}\n\n{{.page-links}}\n{links(nb, name)}\n", 1)
+    nb.cells = [shown for c in nb.cells if (shown := without_directives(c))]
+    nb.metadata["language_info"] = {"name": "python"}  # for the colours; nbdev_clean takes it out of the file
+    return nbformat.writes(nb).replace("](../LICENSE)", "](LICENSE)").replace("](../data/", "](data/")
+
+
+# All of them
+
+def add(nb, text, at=None):
+    nb.cells.insert(len(nb.cells) if at is None else at, new_markdown_cell(text, id=f"site{len(nb.cells)}"))
+
+def toctree(entries, *options):
+    "The navigation, and next and previous: of (document, title)."
+    lines = [f"{heading} </{document}>" for document, heading in entries]
+    return "\n".join(["```{toctree}", *options, "", *lines, "```"])
+
+def add_navigation(home, headings, experiments):
+    "All pages in order, floor by floor."
+    def of(names): return [(n, headings[n]) for n in names]
+    floors = {"Start": [*of(["own_network", "operations"]), ("data/README", "Data on disk")]}
+    ends = [*list(FLOORS)[1:], 100]
+    numbered = sorted((n for n in headings if number(n) is not None), key=number)
+    for (first, caption), end in zip(FLOORS.items(), ends):
+        floors[caption] = [(n, f"{number(n):02} {headings[n]}") for n in numbered if first <= number(n) < end]
+    floors |= {"Experiments": of(experiments), "Reference": [("api/index", "API")]}
+    for caption, entries in floors.items(): add(home, toctree(entries, f":caption: {caption}", ":hidden:"))
+
+def add_results(pages, headings, experiment):
+    "Executed copies, below the experiment whose title they have; those that its code has outrun say so."
+    copies = [n for n in pages if n.startswith("results/") and title(pages[n]) == title(pages[experiment])]
+    for name in copies:
+        headings[name] = f"{headings[name]}: results ({Path(name).name})"
+        if code(pages[name]) != code(pages[experiment]): add(pages[name], OLDER.format(f"/{experiment}.ipynb"), at=1)
+    if copies: add(pages[experiment], "## Executed\n\n" + toctree((n, headings[n]) for n in copies))
+
+def write_pages(out):
+    shutil.copytree(NBS, out/"notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))  # to be downloaded
+    pages = {p.relative_to(out/"notebooks").with_suffix("").as_posix(): nbformat.read(p, as_version=4)
+             for p in sorted((out/"notebooks").rglob("*.ipynb"))}
+    headings = {name: title(nb) for name, nb in pages.items()}
+    experiments = [n for n in pages if n.startswith("experiments/")]
+    for experiment in experiments: add_results(pages, headings, experiment)
+    add_navigation(pages["index"], headings, experiments)
+    homes = {module(nb): (name, headings[name]) for name, nb in pages.items() if module(nb)}
+    write_reference(ROOT, out, dict(sorted(homes.items(), key=lambda home: number(home[1][0]))))
+    for name, nb in pages.items():
+        (out/name).parent.mkdir(parents=True, exist_ok=True)
+        (out/f"{name}.ipynb").write_text(written(nb, name, headings[name]), encoding="utf-8")
+    (out/"data").mkdir()
+    for name in ("LICENSE", "data/README.md"): shutil.copy(ROOT/name, out/name)
+
+
+def build(site):
+    "The status of Sphinx: 0 where it had nothing to say, and the site is whole."
+    with tempfile.TemporaryDirectory() as folder:
+        pages, made = Path(folder)/"pages", Path(folder)/"site"
+        write_pages(pages)
+        how = ["-q", "-W", "--keep-going", "-j", "auto", "-c", str(Path(__file__).parent), "-d", f"{folder}/doctrees"]
+        if status := sphinx([*how, str(pages), str(made)]): return status
+        shutil.rmtree(site, ignore_errors=True)
+        shutil.move(made, site)
+        return 0
+
+
+if __name__ == "__main__": sys.exit(build(sys.argv[1] if len(sys.argv) > 1 else ROOT/"_site"))
