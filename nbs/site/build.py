@@ -1,8 +1,8 @@
 """Builds the site of all pages into a folder: `python nbs/site/build.py [_site]`.
 
-It writes every notebook as a reader shall see it into a temporary folder, with the navigation and the API reference, and has
-Sphinx (settings: `conf.py`) make pages of them. Nothing is executed and nothing of the library imported: the outputs are those
-committed.
+It writes every notebook as a reader shall see it into a temporary folder, with the navigation and the API
+reference, and has Sphinx (settings: `conf.py`) make pages of them. Nothing is executed, and nothing of the library
+imported: the outputs are those committed.
 """
 import re, shutil, sys, tempfile
 from pathlib import Path
@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 NBS = ROOT/"nbs"
 FLOORS = {0: "Values", 10: "Data", 20: "Networks", 23: "Training", 30: "Seeing, and the grammar", 40: "Methods",
           70: "Metrics", 80: "Engine", 90: "Windows"}  # by the number of its first notebook
-OLDER = "*Executed by an earlier version of the experiment: [the code beside it]({}) has moved on.*"
 
 
 # One notebook
@@ -45,18 +44,17 @@ def without_directives(cell):
     if "fig-alt" in directives: cell.metadata.mystnb = {"image": {"alt": directives["fig-alt"]}}
     return cell
 
-def links(nb, name):
-    "The line below the title: what the page exports, and the notebook itself."
-    up = "../" * name.count("/")
-    download = f"{{download}}`Download the notebook </notebooks/{name}.ipynb>`"
-    if not (full := module(nb)): return download
-    source = f'<a href="{up}_modules/{full.replace(".", "/")}.html">Source</a>'
-    return f"Cells with a coloured edge are exported to [{full}](/api/{full}.md) · {source} · {download}"
+def exports(nb, name):
+    "What the page says of the module that it exports, if any."
+    if not (full := module(nb)): return []
+    source = "../" * name.count("/") + f"_modules/{full.replace('.', '/')}.html"
+    return [f"Cells with a coloured edge are exported to [{full}](/api/{full}.md)", f'<a href="{source}">Source</a>']
 
-def written(nb, name, heading):
-    "The notebook as text, under a heading."
-    first = nb.cells[0]
-    first.source = first.source.replace(title(nb), f"{heading}\n\n{{.page-links}}\n{links(nb, name)}\n", 1)
+def written(nb, name, heading, beside):
+    "The notebook as text: below its heading what it exports, pages beside it, and the notebook itself."
+    download = f"{{download}}`Download the notebook </notebooks/{name}.ipynb>`"
+    links = " · ".join([*exports(nb, name), *beside, download])
+    nb.cells[0].source = nb.cells[0].source.replace(title(nb), f"{heading}\n\n{{.page-links}}\n{links}\n", 1)
     nb.cells = [shown for c in nb.cells if (shown := without_directives(c))]
     nb.metadata["language_info"] = {"name": "python"}  # for the colours; nbdev_clean takes it out of the file
     return nbformat.writes(nb).replace("](../LICENSE)", "](LICENSE)").replace("](../data/", "](data/")
@@ -64,8 +62,7 @@ def written(nb, name, heading):
 
 # All of them
 
-def add(nb, text, at=None):
-    nb.cells.insert(len(nb.cells) if at is None else at, new_markdown_cell(text, id=f"site{len(nb.cells)}"))
+def add(nb, text): nb.cells.append(new_markdown_cell(text, id=f"site{len(nb.cells)}"))
 
 def toctree(entries, *options):
     "The navigation, and next and previous: of (document, title)."
@@ -83,27 +80,32 @@ def add_navigation(home, headings, experiments):
     floors |= {"Experiments": of(experiments), "Reference": [("api/index", "API")]}
     for caption, entries in floors.items(): add(home, toctree(entries, f":caption: {caption}", ":hidden:"))
 
-def add_results(pages, headings, experiment):
-    "Executed copies, below the experiment whose title they have; those that its code has outrun say so."
+def add_results(pages, headings, beside, experiment):
+    "Executed copies, below the experiment whose title they have: each leads to the other."
     copies = [n for n in pages if n.startswith("results/") and title(pages[n]) == title(pages[experiment])]
     for name in copies:
         headings[name] = f"{headings[name]}: results ({Path(name).name})"
-        if code(pages[name]) != code(pages[experiment]): add(pages[name], OLDER.format(f"/{experiment}.ipynb"), at=1)
-    if copies: add(pages[experiment], "## Executed\n\n" + toctree((n, headings[n]) for n in copies))
+        version = "" if code(pages[name]) == code(pages[experiment]) else "by an earlier version "
+        beside[name] = [f"Executed {version}of [this experiment](/{experiment}.ipynb)"]
+    if not copies: return
+    named = ", ".join(f"[{Path(n).name}](/{n}.ipynb)" for n in copies)
+    beside[experiment] = [f"Shown before it is run; executed: {named}"]
+    add(pages[experiment], "## Executed\n\n" + toctree((n, headings[n]) for n in copies))
 
 def write_pages(out):
     shutil.copytree(NBS, out/"notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))  # to be downloaded
     pages = {p.relative_to(out/"notebooks").with_suffix("").as_posix(): nbformat.read(p, as_version=4)
              for p in sorted((out/"notebooks").rglob("*.ipynb"))}
     headings = {name: title(nb) for name, nb in pages.items()}
+    beside = {name: [] for name in pages}
     experiments = [n for n in pages if n.startswith("experiments/")]
-    for experiment in experiments: add_results(pages, headings, experiment)
+    for experiment in experiments: add_results(pages, headings, beside, experiment)
     add_navigation(pages["index"], headings, experiments)
     homes = {module(nb): (name, headings[name]) for name, nb in pages.items() if module(nb)}
     write_reference(ROOT, out, dict(sorted(homes.items(), key=lambda home: number(home[1][0]))))
     for name, nb in pages.items():
         (out/name).parent.mkdir(parents=True, exist_ok=True)
-        (out/f"{name}.ipynb").write_text(written(nb, name, headings[name]), encoding="utf-8")
+        (out/f"{name}.ipynb").write_text(written(nb, name, headings[name], beside[name]), encoding="utf-8")
     (out/"data").mkdir()
     for name in ("LICENSE", "data/README.md"): shutil.copy(ROOT/name, out/name)
 

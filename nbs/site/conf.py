@@ -31,7 +31,7 @@ maximum_signature_line_length = 90
 html_theme = "furo"
 html_title = project
 html_favicon = "static/favicon.svg"
-html_css_files = ["site.css"]
+html_css_files, html_js_files = ["site.css"], ["site.js"]
 html_copy_source = html_show_sphinx = html_use_index = html_domain_indices = False
 pygments_style, pygments_dark_style = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 

@@ -1,4 +1,4 @@
-"""The API reference: a page a module, from docstrings and docments (the comments beside parameters), read from the source."""
+"""The API reference, a page a module: from docstrings and docments (the comments beside parameters) in the source."""
 import ast, io, tokenize
 
 DOMAIN = {ast.FunctionDef: "function", ast.ClassDef: "class"}
@@ -13,7 +13,8 @@ def is_property(node): return any("property" in ast.unparse(d) for d in node.dec
 
 def parameters(node):
     "The parameters of a function, or the fields of a dataclass: names and lines."
-    if isinstance(node, ast.ClassDef): return [(n.target.id, n.lineno) for n in node.body if isinstance(n, ast.AnnAssign)]
+    if isinstance(node, ast.ClassDef):
+        return [(n.target.id, n.lineno) for n in node.body if isinstance(n, ast.AnnAssign)]
     return [(a.arg, a.lineno) for a in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]]
 
 def signature(node):
