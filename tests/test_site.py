@@ -10,7 +10,9 @@ from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_output
 
 ROOT = Path(__file__).resolve().parent.parent
-NOTEBOOKS = sorted(p.relative_to(ROOT/'nbs').with_suffix('') for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
+NBS = ROOT/'nbs'
+NOTEBOOKS = sorted(p.relative_to(NBS).with_suffix('') for p in NBS.rglob('*.ipynb')
+                   if '.ipynb_checkpoints' not in p.parts)
 CHROMIUM, DRIVER = shutil.which('chromium') or shutil.which('google-chrome'), shutil.which('chromedriver')
 PHONE = 390  # pixels
 NO_NETWORK = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
@@ -35,7 +37,8 @@ def shared(tmp_path_factory, worker_id):
 @pytest.fixture(scope='session')
 def site(shared):
     def build():
-        done = subprocess.run([sys.executable, ROOT/'nbs'/'site'/'build.py', shared/'site'], capture_output=True, text=True)
+        command = [sys.executable, NBS/'site'/'build.py', shared/'site']
+        done = subprocess.run(command, capture_output=True, text=True)
         return done.returncode, done.stdout + done.stderr
     status, said = once(shared/'site.json', build)
     assert status == 0, said  # a warning of Sphinx is an error
@@ -53,7 +56,7 @@ def test_every_notebook_is_a_page_and_can_be_downloaded_as_it_is(site, files):
     for name in NOTEBOOKS:
         page = f'{name.as_posix()}.html'
         copy = re.search(r'href="([^"]*_downloads/[^"]*\.ipynb)"', files[page])[1]
-        assert (site/page).parent.joinpath(copy).read_bytes() == (ROOT/'nbs'/f'{name}.ipynb').read_bytes()
+        assert (site/page).parent.joinpath(copy).read_bytes() == (NBS/f'{name}.ipynb').read_bytes()
 
 
 def test_every_module_has_its_source_and_its_reference(files):
@@ -89,15 +92,17 @@ def test_directives_are_not_shown(files):
 
 
 def test_a_cell_as_readers_see_it(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT/'nbs'/'site'))
+    monkeypatch.syspath_prepend(str(NBS/'site'))
     from build import without_directives
     output = new_output('stream', text='1\n')
     exported = without_directives(new_code_cell('#| export\n#| fig-alt: A line.\nprint(1)', outputs=[output]))
-    assert exported.source == 'print(1)' and exported.metadata == {'tags': ['export'], 'mystnb': {'image': {'alt': 'A line.'}}}
+    assert exported.source == 'print(1)' and exported.metadata.tags == ['export']
+    assert exported.metadata.mystnb == {'image': {'alt': 'A line.'}}
     assert without_directives(new_code_cell('#| hide\nimport os')) is None
     assert without_directives(new_code_cell('#| default_exp files')) is None
     assert without_directives(new_code_cell('draw()', metadata={'tags': ['hide-cell']})) is None
-    assert without_directives(new_code_cell('draw()', metadata={'tags': ['hide-input']})).metadata.tags == ['remove-input']
+    without_input = without_directives(new_code_cell('draw()', metadata={'tags': ['hide-input']}))
+    assert without_input.metadata.tags == ['remove-input']
 
 
 # In the browser
@@ -141,7 +146,8 @@ function judge(colour, under, text, found) {
   const [a, b] = [light(over(parts(colour), under)), light(under)].sort((x, y) => y - x);
   const ratio = (a + .05) / (b + .05);
   lowest = Math.min(lowest, ratio);
-  if (ratio < 4.5) found[colour + ' on ' + under.slice(0, 3).map(Math.round)] = ratio.toFixed(2) + ': ' + text.slice(0, 40);
+  const pair = colour + ' on ' + under.slice(0, 3).map(Math.round);
+  if (ratio < 4.5) found[pair] = ratio.toFixed(2) + ': ' + text.slice(0, 40);
 }
 let lowest = 21;
 
@@ -149,9 +155,11 @@ let lowest = 21;
   const boxes = [document.documentElement, document.body, ...document.querySelectorAll('.content')];
   const equations = [...document.querySelectorAll('.math')], images = [...document.images];
   const result = {
-    wide: boxes.filter(b => b.scrollWidth > Math.min(b.clientWidth, innerWidth) + 1).map(b => b.tagName + ' ' + b.scrollWidth),
+    wide: boxes.filter(b => b.scrollWidth > Math.min(b.clientWidth, innerWidth) + 1)
+               .map(b => b.tagName + ' ' + b.scrollWidth),
     equations: equations.length, images: images.length,
-    undrawn: equations.filter(e => !e.querySelector('mjx-container svg') || e.querySelector('[data-mml-node=merror]'))
+    undrawn: equations.filter(e => !e.querySelector('mjx-container svg')
+                                   || e.querySelector('[data-mml-node=merror]'))
                       .map(e => e.textContent),
     broken: images.filter(i => !(i.complete && i.naturalWidth)).map(i => i.src),
   };
@@ -178,8 +186,10 @@ def browser(tmp_path_factory):
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
-    for argument in [*NO_NETWORK, f'--user-data-dir={tmp_path_factory.mktemp("chromium")}']: options.add_argument(argument)
+    profile = f'--user-data-dir={tmp_path_factory.mktemp("chromium")}'
+    for argument in [*NO_NETWORK, profile]: options.add_argument(argument)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(60)  # seconds: a crowded machine draws equations slowly
     yield driver
     driver.quit()
 
@@ -195,7 +205,8 @@ def look(browser, address, page):
     seen = browser.execute_async_script(SEEN)
     events = [json.loads(entry['message'])['message'] for entry in browser.get_log('performance')]
     asked = {e['params']['request']['url'] for e in events if e['method'] == 'Network.requestWillBeSent'}
-    seen['elsewhere'] = [url for url in asked if not url.startswith((address, 'data:', 'chrome:'))]  # the last: Chromium's own first page
+    here = address, 'data:', 'chrome:'  # the last: what Chromium itself opens with
+    seen['elsewhere'] = [url for url in asked if not url.startswith(here)]
     seen['console'] = [entry['message'] for entry in browser.get_log('browser') if entry['level'] == 'SEVERE']
     return seen
 
@@ -208,8 +219,9 @@ def seen(shared, address, files, browser):
     return once(shared/'seen.json', visit)
 
 
-CLAIMS = dict(error='the script that looks ran to its end', console='no error in the console', elsewhere='nothing is fetched from another host',
-              broken='every image is drawn', undrawn='every equation is drawn', wide='nothing is wider than a phone',
+CLAIMS = dict(error='the script that looks ran to its end', console='no error in the console',
+              elsewhere='nothing is fetched from another host', broken='every image is drawn',
+              undrawn='every equation is drawn', wide='nothing is wider than a phone',
               light='texts stand out by 4.5 : 1', dark='and on a dark page')
 
 
@@ -233,9 +245,9 @@ def test_search_finds(browser, address):
     field = browser.find_element(By.CSS_SELECTOR, 'input[name=q]')
     field.send_keys('gradient surgery')
     field.submit()
-    results = WebDriverWait(browser, 20).until(lambda b: b.find_elements(By.CSS_SELECTOR, '#search-results li a'))
     WebDriverWait(browser, 20).until(lambda b: 'found' in b.find_element(By.ID, 'search-results').text)
-    found = [a.get_attribute('href').split('?')[0].split('#')[0] for a in browser.find_elements(By.CSS_SELECTOR, '#search-results li a')]
+    results = browser.find_elements(By.CSS_SELECTOR, '#search-results li a')
+    found = [re.split('[?#]', a.get_attribute('href'))[0] for a in results]
     assert address + 'methods/45_gradient_surgery.html' in found[:5]
 
 
