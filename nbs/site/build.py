@@ -57,7 +57,7 @@ def written(nb, name, heading, beside):
     nb.cells[0].source = nb.cells[0].source.replace(title(nb), f"{heading}\n\n{{.page-links}}\n{links}\n", 1)
     nb.cells = [shown for c in nb.cells if (shown := without_directives(c))]
     nb.metadata["language_info"] = {"name": "python"}  # for the colours; nbdev_clean takes it out of the file
-    return nbformat.writes(nb).replace("](../LICENSE)", "](LICENSE)").replace("](../data/", "](data/")
+    return re.sub(r"\]\(\.\./(LICENSE|CONTRIBUTING\.md|data/)", r"](\1", nbformat.writes(nb))
 
 
 # All of them
@@ -72,7 +72,8 @@ def toctree(entries, *options):
 def add_navigation(home, headings, experiments):
     "All pages in order, floor by floor."
     def of(names): return [(n, headings[n]) for n in names]
-    floors = {"Start": [*of(["own_network", "operations"]), ("data/README", "Data on disk")]}
+    floors = {"Start": [*of(["glossary", "own_network", "operations"]), ("data/README", "Data on disk"),
+                        ("CONTRIBUTING", "Contributing")]}
     ends = [*list(FLOORS)[1:], 100]
     numbered = sorted((n for n in headings if number(n) is not None), key=number)
     for (first, caption), end in zip(FLOORS.items(), ends):
@@ -107,7 +108,8 @@ def write_pages(out):
         (out/name).parent.mkdir(parents=True, exist_ok=True)
         (out/f"{name}.ipynb").write_text(written(nb, name, headings[name], beside[name]), encoding="utf-8")
     (out/"data").mkdir()
-    for name in ("LICENSE", "data/README.md"): shutil.copy(ROOT/name, out/name)
+    for name in ("LICENSE", "CONTRIBUTING.md", "data/README.md"):
+        (out/name).write_text((ROOT/name).read_text(encoding="utf-8").replace("](nbs/", "]("), encoding="utf-8")
 
 
 def build(site):
