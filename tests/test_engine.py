@@ -266,7 +266,20 @@ def test_lost_seed_leaves_no_checkpoint(tmp_path):
     task, store = Task('row', 0, {}), Store(tmp_path)
     store.checkpoint(task).path.write_bytes(b'x')
     def make(task): raise FloatingPointError('the loss is nan')
-    assert list(run_tasks([task], make, store, jobs=1)) == [task] and list(tmp_path.iterdir()) == []
+    assert run_tasks([task], make, store, jobs=1) == {task: 'the loss is nan'}
+    assert [p.name for p in tmp_path.iterdir()] == [f'{task.name}.lost']
+
+
+def test_what_diverged_is_not_tried_again_unless_somebody_wants_it(tmp_path):
+    tasks, store, tried = [Task('row', seed, {}) for seed in range(2)], Store(tmp_path), []
+    def make(task):
+        tried.append(task.seed)
+        if task.seed and len(tried) < 3: raise FloatingPointError('the loss is nan: größer')
+        return {'x': np.zeros(1)}, {}
+    for _ in range(2): assert run_tasks(tasks, make, store, jobs=1) == {tasks[1]: 'the loss is nan: größer'}
+    assert tried == [0, 1]
+    (tmp_path / f'{tasks[1].name}.lost').unlink()
+    assert run_tasks(tasks, make, store, jobs=1) == {} and tried == [0, 1, 1]
 
 
 # Damage

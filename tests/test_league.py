@@ -1,6 +1,8 @@
 """Tables of what is left of the memory: the right networks beside one another, on ensembles made up so that the answer is known."""
+import re
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -263,3 +265,19 @@ def test_one_original_beside_many():
     assert list(table) == [('Half', '8 originals'), ('Half', 'one')] and list(table.index) == [LEFT, 'mark, %', *COMPARED]
     assert table.loc['ToW ↑'].tolist() == ['{:.2f} [{:.2f}, {:.2f}]'.format(*m['ToW ↑']['half']) for m in (measured, measured_one)]
     assert [cell.split()[0] for cell in table.loc[LEFT]] == [f"{f.memory['half'].value:.0f}" for f in (found, found_one)]
+
+
+WORDS = {'memory left': 'memory left', 'by AUC': 'auc', 'by AUC, blind to sign': 'blind to sign', 'of the tenth remembered most': 'the tenth remembered most',
+         'mark': 'mark', 'drift': 'drift', 'RA': 'ra, ta, ua', 'TA': 'ra, ta, ua', 'passes': 'image pass', 'lineages': 'lineage', 'MIA gap, points': 'mia gap',
+         'F': 'f, forget quality', 'F / ceiling': 'ceiling', 'U-LiRA, % right': 'u-lira', 'U-LiRA, vulnerable tenth': 'vulnerable', 'found at 1 % FPR': 'found at 1 % fpr',
+         'KLOM forget': 'klom', 'ToW': 'tow'}  # a column, and the word that explains it
+PLAIN_WORDS = ('time', 'U-LiRA, the others', 'KLOM retain', 'KLOM test', 'ToW-MIA')
+
+
+def test_every_column_is_in_the_glossary():
+    glossary = (Path(__file__).resolve().parent.parent/'nbs'/'glossary.ipynb').read_text(encoding='utf-8').lower()
+    results = made_up(dict(half=0.5), K=8)
+    columns = [*league_table(league(results, True), results), *yardsticks(results)]
+    for column in columns:
+        name = re.sub(r'(, %)?( [↑↓])?( − Retrain)?$', '', column)
+        assert name in PLAIN_WORDS or f'**{WORDS[name]}' in glossary, column

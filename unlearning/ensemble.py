@@ -32,7 +32,7 @@ except ImportError: fcntl = None  # not a Unix
 
 # %% ../nbs/80_ensemble.ipynb #f1406b76
 from . import training
-from .files import Checkpoint, read_arrays, set_aside, write_arrays
+from .files import Checkpoint, read_arrays, set_aside, write_arrays, write_whole
 from .models import stored_tensors
 
 # %% ../nbs/80_ensemble.ipynb #6e9608b2
@@ -329,6 +329,15 @@ class Store:
 
     def load(self, task: Task) -> tuple: return self.read(task.name)
 
+    def lose(self, task: Task, why: str):
+        "Remember that a task diverged: with its seed it would do so again."
+        with write_whole(self.folder / f"{task.name}.lost") as part: part.write_text(why, encoding="utf-8")
+        self.drop_checkpoint(task)
+
+    def why_lost(self, task: Task) -> str | None:
+        path = self.folder / f"{task.name}.lost"
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
 # %% ../nbs/80_ensemble.ipynb #5c4088f2
 def whole(store: Store, task: Task) -> bool:
     "Whether the task's record is there and whole; `task in store` only looks whether it is there."
@@ -413,7 +422,7 @@ def _make(make, task, store):
     torch.set_num_threads(1)  # always, so that results do not depend on how many processes share the cores
     try: arrays, facts = make(task)
     except FloatingPointError as e:
-        store.drop_checkpoint(task)
+        store.lose(task, str(e))
         return "lost", (str(e), "")
     store.save(task, arrays, {"seconds": time.perf_counter() - start, **facts})
     return "done", None
@@ -621,13 +630,14 @@ def run_tasks(
 ) -> dict:                # the tasks that were lost, and why
     "Compute and store what is missing, in parallel. `OSError`: the folder takes nothing. `RuntimeError`: tasks broke."
     tidy(store)
-    todo, broken = _missing(tasks, store), {} if errors is None else errors
+    lost = {t: why for t in tasks if (why := store.why_lost(t)) is not None and t not in store}
+    todo, broken = _missing([t for t in tasks if t not in lost], store), {} if errors is None else errors
     if progress is not None: progress.skip([t for t in tasks if t not in todo])
     run = _Run(todo, Sent(make), store, progress, broken)
     with workers(jobs, scheduler) if todo else suppress() as parallel:
         while run.todo: _round(run, parallel)
     if errors is None: raise_errors(broken)
-    return run.lost
+    return lost | run.lost
 
 # %% ../nbs/80_ensemble.ipynb #97fe72a3
 BAR = "{percentage:3.0f} % |{bar:20}| {elapsed} gone, {remaining} left; {desc}"
