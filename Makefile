@@ -14,7 +14,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # Threads that wait for one another sleep: on a crowded machine spinning takes many times as long, on a free one it gains a little.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help study request cifar10 celeba site test test-all check export lab clean
+.PHONY: help install study request cifar10 celeba site test test-all check export lab clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -43,6 +43,8 @@ define run
 @echo "Executed notebook: $(2)/$(notdir $(1))"
 @echo "As a web page:     $(2)/$(notdir $(1:.ipynb=.html))"
 endef
+
+install: $(READY)  ## .venv, with all that is needed: about 4 minutes and 6 GB
 
 study: $(READY)  ## every method on wrong labels, on handwritten digits and on rendered faces, in minutes
 	$(call run,$(NBS)/noisy_labels.ipynb,runs/noisy_labels,-p seeds 4)

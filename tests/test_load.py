@@ -5,9 +5,9 @@ import torch
 
 from unlearning import load
 from unlearning.datasets.builtin import digits
-from unlearning.datasets.source import data_root
-from unlearning.images import Images, make_split
-from unlearning.load import People, Share, load_split, tuning_split, wrong_labels
+from unlearning.datasets.source import Source, data_root
+from unlearning.images import Images, in_memory, make_split
+from unlearning.load import People, Share, load_split, tuning_split, with_identities, wrong_labels
 
 
 class Trap:
@@ -177,3 +177,51 @@ def test_share_of_nothing_or_everything_is_refused(share, says):
 
 def test_one_class_has_no_wrong_label():
     with pytest.raises(ValueError, match='one class, so no label can be wrong'): wrong_labels(make_split(numbered(0, 60, 1), numbered(60, 30, 1), [1]))
+
+
+# Lists with columns
+
+@pytest.fixture
+def letters():
+    """Eight images with paths."""
+    x = np.random.default_rng(0).integers(0, 255, (8, 1, 8, 8), dtype=np.uint8)
+    train, test = (in_memory(x, np.arange(8) % 2) for _ in range(2))
+    return Source('letters', train, test, ('a', 'b'), paths=tuple(f'{folder}/{i}.png' for folder in ('#1', 'a') for i in range(4)))
+
+
+@pytest.mark.parametrize('text, says', [
+    ('path,why\na/0.png,"blurry\na/1.png,ok\na/2.png,"dup"\n', 'is not a row of a table|several lines'),
+    ('path,why\na/0.png,"blurry\na/1.png,ok"\n', 'line 3, has a cell of several lines: is a quote not closed')])
+def test_an_open_quote_swallows_no_image(letters, tmp_path, text, says):
+    (path := tmp_path/'gone.csv').write_text(text)
+    with pytest.raises(ValueError, match=says): load_split(letters, forget=path)
+
+
+@pytest.mark.parametrize('name, text', [('gone.csv', 'path,why\n# a note\n#1/0.png,x\na/0.png,y\n'), ('gone.csv', 'path\n"#1/0.png"\na/0.png\n'),
+                                        ('gone.txt', '# a note\n#1\\0.png\na/0.png\n')])
+def test_a_folder_that_begins_as_a_comment_does(letters, tmp_path, name, text):
+    (path := tmp_path/name).write_text(text)
+    assert load_split(letters, forget=path).forget.indices.tolist() == [0, 4]
+
+
+@pytest.mark.parametrize('who, numbers', [
+    (['7', '8'] * 4, [7, 8] * 4), (['007', '7'] * 4, [0, 1] * 4), (['Müller', 'Mu\u0308ller', 'Ada  L', ' Ada L'] * 2, [1, 1, 0, 0] * 2)])
+def test_people_are_who_the_list_says(letters, tmp_path, who, numbers):
+    (path := tmp_path/'people.csv').write_text('path,identity\n' + ''.join(f'{p},{w}\n' for p, w in zip(letters.paths, who)))
+    assert with_identities(letters, path).train.identities.tolist() == numbers
+
+
+@pytest.mark.parametrize('row, says', [('a/3.png,unknown', "says 'unknown': people whom nobody knows are not one"), ('a/3.png,-1', "says '-1'"),
+                                       ('a/3.png,Doe, J.', 'line 9, has 3 cells, and the header 2: put quotes'), ('', 'whose 1 of the 8 training images are, a/3.png for one')])
+def test_what_a_list_of_people_cannot_mean(letters, tmp_path, row, says):
+    rows = [f'{p},Ada' for p in letters.paths[:7]] + [row]
+    (path := tmp_path/'people.csv').write_text('\n'.join(['path,identity', *rows]))
+    with pytest.raises(ValueError, match=says): with_identities(letters, path)
+
+
+def test_a_list_of_people_that_is_none(letters, tmp_path):
+    with pytest.raises(ValueError, match='does not exist'): with_identities(letters, tmp_path/'none.csv')
+    (path := tmp_path/'people.csv').write_text('')
+    with pytest.raises(ValueError, match='is empty|columns'): with_identities(letters, path)
+    path.write_text('path,identity,identity\n')
+    with pytest.raises(ValueError, match='is empty|one has to be called'): with_identities(letters, path)

@@ -18,7 +18,7 @@ from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
-from unlearning.request import (PEOPLE, Request, attack, build, by_name, choose, comparable_images, limits, look, make_example, page, refer,
+from unlearning.request import (PEOPLE, Request, attack, build, by_name, choose, comparable_images, limits, look, make_example, page, people_named, refer,
                                 report, run, run_request, set_apart, source_of, weigh)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
@@ -242,6 +242,40 @@ def test_a_list_says_whose_the_images_of_a_folder_are(given, source, tmp_path):
     with pytest.raises(ValueError, match='does not say whose 899 of the 900'): with_identities(source, people)
 
 
+@pytest.mark.parametrize('left_out, whole', [(0, True), (1, True), (5, False)])
+def test_a_person_named_but_for_an_image_is_a_person(source, tmp_path, left_out, whole):
+    people = tmp_path / 'people.csv'
+    people.write_text('path,identity\n' + ''.join(f'{path},{i // 9}\n' for i, path in enumerate(source.paths)))
+    known = with_identities(source, people)
+    split = load_split(known, forget=source.paths[:9 - left_out])
+    assert whole_people(split) == whole
+    assert people_named(split) == dict(named=1, in_part=int(left_out > 0), images_that_stay=left_out)
+
+
+def test_images_of_which_there_is_one_a_person_are_no_people(source, tmp_path):
+    people = tmp_path / 'people.csv'
+    people.write_text('path,identity\n' + ''.join(f'{path},{i}\n' for i, path in enumerate(source.paths)))
+    assert not whole_people(load_split(with_identities(source, people), forget=source.paths[:40]))
+
+
+def test_copies_say_nothing_twice(asked):
+    r = asked()
+    r.split = replace(r.split, forget=r.split.forget[[*range(90), *range(60)]])
+    for step in (look, limits, choose): step(r)
+    r.after = r.before
+    assert len(r.split.forget) == 150 and weigh(r) and r.facts['evidence']['after']['images'] == 90
+    assert len(r.facts['ranks']['after']) == 90
+
+
+def test_wrong_labels_that_are_still_said_are_not_handed_over(asked):
+    r = asked(wrong_labels=True, recipe=finetune(repair=Training(epochs=0.05, batch_size=32, lr=1e-9, augment=(), label_smoothing=0., precision='float32')))
+    for step in (look, limits, choose, run): step(r)
+    said = r.facts['refused']
+    assert not said or 'nothing was repaired. Are they wrong?' in said
+    r.after = r.before
+    assert 'nothing was repaired. Are they wrong?' in request.refusal(r, Interval(0., -1., 1.))
+
+
 def test_copies_are_told_from_what_was_named(asked):
     r = asked(named=80)
     for step in (look, limits, choose, run, weigh, attack): step(r)
@@ -297,11 +331,13 @@ def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch,
     for step in (look, limits, choose, run, weigh): step(r)
     r.verdict = Verdict(of_test, 'So test images say.')
     r.facts['verdict'] = dict(word=of_test, sentence='So test images say.')
-    monkeypatch.setattr(request, '_by_owner', lambda *args: SimpleNamespace(memory=Interval(20., low, high), mark=none, word=''))
+    found = SimpleNamespace(memory=Interval(20., low, high), mark=none, distance=Interval(0., -9., 9.), word='')
+    monkeypatch.setattr(request, '_by_owner', lambda *args: (found, 60.))
     refer(r, tmp_path)
     said = report(r)['verdict']
     assert said['word'] == (comes if comes == of_test else comes.replace(' n images', ' 90 images'))
-    assert ('Against 4 networks retrained' in said['sentence']) == (comes != of_test)
+    assert ('makes of 4 networks retrained' in said['sentence']) == (comes != of_test or comes == UNDECIDABLE)
+    assert ('do not either' in said['sentence']) == (comes == UNDECIDABLE)
 
 
 @pytest.mark.parametrize('net, match', [
@@ -344,7 +380,8 @@ def test_images_of_one_class_are_answered_too(given, source, training, key, tmp_
     net = load_weights(build(given['builder'], 10), given['checkpoint'])
     r = Request(net, split, training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50.)
     facts = json.loads((run_request(r, tmp_path / 'answer', key) / 'report.json').read_text())
-    assert facts['attacks'] and len(facts['ranks']) == 30 and all(0 <= row['before'][0] <= 100 for row in facts['ranks'])
+    assert facts['attacks'] and all(len(facts['ranks'][when]) == 30 for when in ('before', 'after'))
+    assert all(0 <= rank <= 100 for rank, *_ in facts['ranks']['before']) and facts['ranks']['after'] == sorted(facts['ranks']['after'], key=lambda row: row[0])
 
 
 def test_evidence_stays_evidence_when_images_go(source, given, training):

@@ -50,10 +50,12 @@ def _like(split: Split, rng) -> np.ndarray:
 
 # %% ../nbs/94_auto.ipynb #840054ee
 def whole_people(split) -> bool:
-    "Whether most of what must go are all the images that there are of some people."
+    "Whether most named images are of people with several images, of which most are named."
     if split.forget.identities is None: return False
-    who, kept = (part.identities.cpu() for part in (split.forget, split.retain))
-    return bool((~torch.isin(who, kept)).double().mean() >= 0.5)
+    gone, kept = (part.identities.cpu().numpy() for part in (split.forget, split.retain))
+    who, at, named = np.unique(gone, return_inverse=True, return_counts=True)
+    all_of = named + np.array([np.sum(kept == p) for p in who])
+    return bool(np.mean(((2 * named > all_of) & (all_of > 1))[at]) >= 0.5)
 
 def _people(split, rng):
     who = split.retain.identities.cpu().numpy()
@@ -232,7 +234,8 @@ NO_TRIAL = ("none of {} trials came to an end: {}. Allow a larger share, or chec
 LEAST_HARM = "none of {} trials kept test accuracy within {:.1f} points: this one lost {:.1f}"
 UNSTEADY = ("the best of {} trials kept test accuracy within {:.1f} points at first, and not when they were run once more: "
             "this one lost {:.1f} there")
-NO_USE = "none of {} trials within {:.1f} points of test accuracy left less of the trace than doing nothing"
+NO_USE = ("none of {} trials within {:.1f} points of test accuracy left less of the trace than doing nothing: allow more trials, "
+          "a larger budget or a larger loss, and check learning rate, batch size and optimizer of `training`")
 
 def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should not be used
     "The best finalist; else the least harmful of the last round that there was."

@@ -17,7 +17,8 @@ def unknown_names(namespace: dict, before) -> set:
     return given - set(namespace["__annotations__"])
 
 # %% ../nbs/91_parameters.ipynb #f05f6e60
-HOW = {list: " (papermill takes it by -y 'name: [a, b]')", str: " (papermill takes a number as text by -r)"}
+HOW = {list: " (papermill takes it by -y 'name: [a, b]')", str: " (papermill takes a number as text by -r)",
+       bool: " (papermill takes it as True or False, with a capital)"}
 
 def of_kind(value, kind) -> bool:
     "Whether a parameter that was declared as `kind` may have this value."
