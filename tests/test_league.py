@@ -146,6 +146,8 @@ def test_signs_that_cancel_are_seen():
     found = league(results, True)
     assert found.memory_auc['cancelled'].low < 10 and found['size']['cancelled'].low > 60 and found['size']['original'] == pytest.approx((100,) * 3)
     for row in ('gone', 'reference'): assert abs(found['size'][row].value) < 30 and found['size'][row].low < 10
+    spared = found.assign(TA=[Interval(0., -1., 1.)] * len(found))
+    assert 'cancels in the mean' in in_words(spared.drop('gone'), results) and 'cancels' not in in_words(spared.drop('cancelled'), results)
     curves = {line.get_label(): line.get_xdata() for line in plot_images(found, results).axes[0].lines}
     assert set(curves) == {'No Unlearning', 'Cancelled', 'Gone', 'Retrain, once more'}
     spread = {name: np.ptp(np.quantile(x[np.isfinite(x)], (0.1, 0.9))) for name, x in curves.items()}
