@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from unlearning.league import (COMPARED, LEFT, agreement, beside_one, forgot, idle, league, league_table, lineages, memory_of, misled, plot_images,
+from unlearning.league import (COMPARED, LEFT, agreement, beside_one, forgot, idle, in_words, league, league_table, lineages, memory_of, misled, plot_images,
                                plot_league, unbeaten, yardstick_table, yardsticks)
 from unlearning.metrics.forget_quality import Interval
 from unlearning.study import Answers, Results
