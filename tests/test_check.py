@@ -86,6 +86,7 @@ def test_the_accuracy_that_its_owner_states(split, original):
     assert check(original, split, accuracy=seen).images == len(split.test)
     darker = replace(split, test=replace(split.test, mean=split.test.mean + 1))
     with pytest.raises(ValueError, match=r'% were stated: are mean, std'): check(original, darker, accuracy=seen)
+    with pytest.raises(ValueError, match='accuracy is 0.87: write it in percent, 87'): check(original, darker, accuracy=0.87)
 
 
 # Types (N10)

@@ -134,6 +134,7 @@ def refuse_strangers(model, split):
 def refuse_accuracy(seen, stated, n):
     "`ValueError` if the accuracy that the library sees is not what the owner says."
     if abs(seen - stated) <= max(2, 1.5 * resolution(stated, n)): return
+    if 0 < stated <= 1: raise ValueError(f"accuracy is {stated}: write it in percent, {100 * stated:.4g}")
     raise ValueError(f"the network is right on {seen:.1f} % of {n:,} test images, and {stated:.1f} % were stated: are "
                      "mean, std, size and colours of the images those of its training, and the classes in its order?")
 
