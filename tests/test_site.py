@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 from nbformat.v4 import new_code_cell, new_output
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT/'nbs'
 NOTEBOOKS = sorted(p.relative_to(NBS).with_suffix('') for p in NBS.rglob('*.ipynb')
