@@ -324,6 +324,21 @@ def test_references_by_the_owners_own_function(asked, given, source, training, t
     assert 60 < found.memory[0] < 140 or found.word  # next to nothing was done to a network that remembers little
 
 
+def test_references_that_were_trained_on_what_must_go(asked, given, source, training, tmp_path):
+    def all_of_it(keep, seed):
+        net = build(given['builder'], 10)
+        torch.manual_seed(seed)
+        fit(net, source.train, replace(training, epochs=30), seed=seed)
+        return net
+    r = asked(references=4, train=all_of_it)
+    fit(r.model, source.train, replace(training, epochs=30), seed=9)
+    r.accuracy = None
+    for step in (look, limits, choose, run, weigh): step(r)
+    before = r.verdict.word
+    with pytest.warns(UserWarning, match='did the training leave the named images out'): refer(r, tmp_path)
+    assert 'leave the named images out' in page(r, report(r)) and r.verdict.word == before
+
+
 @pytest.mark.parametrize('of_test, low, high, comes', [
     (NONE, 5, 35, FOUND), (UNDECIDABLE, 5, 35, FOUND), (UNDECIDABLE, -5, 45, NONE), (UNDECIDABLE, -80, 120, UNDECIDABLE), (FOUND, -5, 45, FOUND)])
 def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch, of_test, low, high, comes):
