@@ -377,7 +377,8 @@ def refusal(r, drop) -> str:
     if drop.value > r.max_test_drop: return costly
     return _not_repaired(r) if r.wrong_labels else ""
 
-NOT_REPAIRED = "the given labels are said of {:.0f} % of these images, before it was {:.0f} %: nothing was repaired. Are they wrong?"
+NOT_REPAIRED = ("the given labels are said of {:.0f} % of these images, before it was {:.0f} %: nothing was repaired. Are "
+                "they wrong?")
 
 def _not_repaired(r) -> str:
     before, after = (100 * (z["forget"].argmax(1) == r.classes["forget"]).mean() for z in (r.before, r.after))
@@ -460,8 +461,8 @@ def weigh_labels(r: Request) -> Verdict:
     return r.verdict
 
 # %% ../nbs/95_request.ipynb #95aa0001
-DOUBT = ("The retrained networks are right on {:.0f} % of the named images, as the network is on those that it was trained on "
-         "({:.0f} %; unseen: {:.0f} %): did the training leave the named images out?")
+DOUBT = ("The retrained networks are right on {:.0f} % of the named images, as the network is on those that it was "
+         "trained on ({:.0f} %; unseen: {:.0f} %): did the training leave the named images out?")
 
 def _doubt(r, retrained) -> str:
     "Whether references may have been trained on what must go."
@@ -698,7 +699,8 @@ def page(r: Request, facts: dict) -> str:
 def done(facts) -> list:  # (name, value)
     recipe, cost, weights, n = facts["recipe"], facts["cost"], facts["weights"], facts["look"]["test_images"]
     trials = sum(row["round"] == 1 for row in recipe["trials"])
-    others = "other people" if facts["limits"] and facts["limits"]["people"] else "other training images of the same classes"
+    people = facts["limits"] and facts["limits"]["people"]
+    others = "other people" if people else "other training images of the same classes"
     where = "these very images" if facts["labels"] else others
     how = f"found in {trials} trials on {where}" if trials else "chosen by the owner"
     search = f"; the search for it took another {cost['percent_of_search']:.0f} %" if trials else ""
@@ -707,7 +709,8 @@ def done(facts) -> list:  # (name, value)
             ("effort", f"{cost['percent']:.1f} % of the work of training the network once, {cost['seconds']:.0f} seconds"
                        + search),
             ("data", f"{facts['data']['retained']:,} other training images, on which the unlearned network was trained further"),
-            ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, {n['evidence']:,} as evidence{known}"), *_more(facts),
+            ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, {n['evidence']:,} as evidence{known}"),
+            *_more(facts),
             ("weights before", weights["before"]), ("weights after", weights["after"] or "not handed over"),
             ("to be served", _served(facts))]
 
@@ -776,7 +779,8 @@ def _rights(x) -> str:
 def paragraphs(facts) -> dict:
     "What stands in sentences on the page."
     lines, limits, earlier = [_against(facts["references"])], facts["limits"], facts["earlier"]
-    if limits and (facts["said"]["comparable"] or not (limits["people"] or limits["unlike"])):  # else test is no yardstick
+    alike = limits and (facts["said"]["comparable"] or not (limits["people"] or limits["unlike"]))
+    if alike:  # else test is no yardstick
         lines = [f"Before anything was done: {_reach(limits)}", _left(facts["evidence"]["left"]), *lines]
     if earlier: lines.append(f"Of the {earlier['images']} images of earlier requests {earlier['word']}.")
     if facts["labels"]: lines = [*map(_of_label, facts["labels"].items()), *lines]
