@@ -782,7 +782,8 @@ def paragraphs(facts) -> dict:
     alike = limits and (facts["said"]["comparable"] or not (limits["people"] or limits["unlike"]))
     if alike:  # else test is no yardstick
         lines = [f"Before anything was done: {_reach(limits)}", _left(facts["evidence"]["left"]), *lines]
-    if earlier: lines.append(f"Of the {earlier['images']} images of earlier requests {earlier['word']}.")
+    word = earlier and ("nothing can be said" if earlier["word"] == UNDECIDABLE else earlier["word"])
+    if earlier: lines.append(f"Of the {earlier['images']} images of earlier requests {word}.")
     if facts["labels"]: lines = [*map(_of_label, facts["labels"].items()), *lines]
     return dict(cost=_lost(facts["cost"]), evidence=[line for line in lines if line])
 
