@@ -18,8 +18,8 @@ from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
-from unlearning.request import (PEOPLE, Request, attack, build, by_name, choose, comparable_images, limits, look, make_example, page, people_named, refer,
-                                report, run, run_request, set_apart, source_of, weigh)
+from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example,
+                                page, people_named, refer, report, run, run_request, set_apart, source_of, weigh)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
 from unlearning.training import Training, fit, logits
@@ -302,12 +302,22 @@ def test_of_people_test_is_no_measure_and_comparable_images_are(given, source, t
     split = make_split(train, test, range(60), source.classes)
     net = load_weights(build(given['builder'], 10), given['checkpoint'])
     recipe = finetune(repair=replace(training, epochs=0.2, lr=1e-4))
-    def judged(**more):
+    def answered(**more):
         r = Request(net, split, training, recipe, max_test_drop=50., **more)
         for step in (look, limits, choose, run): step(r)
         return weigh(r)
-    assert judged().sentence == PEOPLE and judged().word == UNDECIDABLE
-    assert judged(comparable=split.test[:400]).sentence != PEOPLE
+    assert answered().sentence == PEOPLE and answered().word == UNDECIDABLE
+    assert answered(comparable=split.test[:400]).sentence != PEOPLE
+
+
+@pytest.mark.parametrize('word', (FOUND, NONE, UNDECIDABLE))
+@pytest.mark.parametrize('whole', (True, False))
+def test_images_of_the_same_people_never_show_that_nothing_is_left(word, whole, monkeypatch):
+    monkeypatch.setattr('unlearning.request.verdict', lambda e: Verdict(word, 'Why.'))
+    monkeypatch.setattr('unlearning.request.whole_people', lambda split: whole)
+    v = judged(SimpleNamespace(split=None, comparable=[]), None)
+    if whole and word != FOUND: assert v.word == UNDECIDABLE and v.sentence == f'{KNOWN} why.'
+    else: assert v == Verdict(word, 'Why.')
 
 
 def test_references_by_the_owners_own_function(asked, given, source, training, tmp_path):
