@@ -295,6 +295,13 @@ def test_moved_parts_go_on_sharing_their_pixels(split):
 
 # A split in a file
 
+def test_pixels_that_lie_in_another_order_in_memory_are_saved_as_they_are(tmp_path):
+    train, test = numbered(0, 60), numbered(60, 30)
+    train = replace(train, source=train.source.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2))  # as files are decoded
+    split = make_split(train, test, [1, 5])
+    assert read_split(save_split(split, tmp_path/'split.safetensors')).fingerprint == split.fingerprint
+
+
 @pytest.mark.parametrize('labels', ['right', 'wrong'])
 def test_split_survives_saving(tmp_path, labels):
     split = make_split(numbered(0, 60), numbered(60, 30), [1, 5, 7], classes='abc', name='mine', val=6)

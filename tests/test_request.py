@@ -18,7 +18,7 @@ from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
-from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example,
+from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example, of_people,
                                 page, people_named, refer, report, run, run_request, set_apart, source_of, weigh)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
@@ -249,7 +249,7 @@ def test_a_person_named_but_for_an_image_is_a_person(source, tmp_path, left_out,
     known = with_identities(source, people)
     split = load_split(known, forget=source.paths[:9 - left_out])
     assert whole_people(split) == whole
-    assert people_named(split) == dict(named=1, in_part=int(left_out > 0), images_that_stay=left_out)
+    assert people_named(split) == dict(named=1, whole=whole, in_part=int(left_out > 0), images_that_stay=left_out)
 
 
 def test_images_of_which_there_is_one_a_person_are_no_people(source, tmp_path):
@@ -271,9 +271,9 @@ def test_wrong_labels_that_are_still_said_are_not_handed_over(asked):
     r = asked(wrong_labels=True, recipe=finetune(repair=Training(epochs=0.05, batch_size=32, lr=1e-9, augment=(), label_smoothing=0., precision='float32')))
     for step in (look, limits, choose, run): step(r)
     said = r.facts['refused']
-    assert not said or 'nothing was repaired. Are they wrong?' in said
+    assert not said or 'nothing was repaired; see whether they are wrong' in said
     r.after = r.before
-    assert 'nothing was repaired. Are they wrong?' in request.refusal(r, Interval(0., -1., 1.))
+    assert 'nothing was repaired; see whether they are wrong' in request.refusal(r, Interval(0., -1., 1.))
 
 
 def test_copies_are_told_from_what_was_named(asked):
@@ -357,7 +357,8 @@ def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch,
     r.verdict = Verdict(of_test, 'So test images say.')
     r.facts['verdict'] = dict(word=of_test, sentence='So test images say.')
     found = SimpleNamespace(memory=Interval(20., low, high), mark=none, distance=Interval(0., -9., 9.), word='')
-    monkeypatch.setattr(request, '_by_owner', lambda *args: (found, 60.))
+    monkeypatch.setattr(request, '_by_owner', lambda *args: [])
+    monkeypatch.setattr(request, '_beside', lambda *args: (found, 60.))
     refer(r, tmp_path)
     said = report(r)['verdict']
     assert said['word'] == (comes if comes == of_test else comes.replace(' n images', ' 90 images'))
@@ -460,3 +461,55 @@ def test_whole_people_are_drawn_where_people_are_named():
     request = pseudo_request(split, tuning, 0)
     mine = lambda part: set(part.identities.tolist())
     assert not mine(request.forget) & mine(request.retain) and not mine(request.forget) & mine(split.forget)
+
+
+def test_a_person_named_in_part_is_no_case_of_its_own_either(source):
+    people = torch.arange(900) // 100
+    split = make_split(replace(source.train, identities=people), source.test, range(40), source.classes)
+    assert of_people(split) and not whole_people(split)
+    alone = make_split(replace(source.train, identities=torch.arange(900)), source.test, range(40), source.classes)
+    assert not of_people(alone) and not of_people(make_split(source.train, source.test, range(40), source.classes))
+
+
+def test_each_control_starts_from_a_retrained_network_of_its_own(asked, training, tmp_path, monkeypatch):
+    begun, own = [], request.unlearn
+    def unlearn(net, split, recipe, seed):
+        begun.append((weights_fingerprint(net), seed))
+        return own(net, split, recipe, seed)
+    r = asked(references=4)
+    for step in (look, limits, choose, run): step(r)
+    monkeypatch.setattr(request, 'unlearn', unlearn)
+    found = refer(r, tmp_path, jobs=1)
+    network = weights_fingerprint(r.model)
+    controls = [(net, seed) for net, seed in begun if net != network]
+    assert len({net for net, _ in controls}) == 4 and [seed for _, seed in controls] == list(range(r.seed, r.seed + 4))
+    assert [seed for net, seed in begun if net == network] == list(range(r.seed + 1, r.seed + 4))  # the first goes out
+    assert found.networks == 4
+
+
+def test_what_the_last_request_named_is_not_taught_again(asked, given, source, training, tmp_path):
+    first, key = asked(), make_key(tmp_path / 'owner.key', tmp_path / 'answer')
+    out = run_request(first, tmp_path / 'answer', key)
+    net = load_weights(build(given['builder'], 10), out / 'unlearned.safetensors')
+    again = load_split(source, forget=first.split.retain.indices[:20].tolist())
+    r = Request(net, again, training, first.recipe, max_test_drop=50., follows=predecessor(out))
+    with pytest.raises(ValueError, match=f'90 retained images are named in request {first.id}.*taught again'): look(r, key)
+    assert str(tmp_path) not in json.dumps(r.follows.cited())
+    apart, _ = set_apart(again, first.split.forget.indices)
+    look(Request(net, apart, training, first.recipe, max_test_drop=50., follows=predecessor(out)), key)
+
+
+def test_people_are_on_one_side_of_the_test_set(source):
+    test = replace(source.test, identities=torch.arange(len(source.test)) // 7)
+    tuning, evidence = halves(test)
+    assert not set(tuning.identities.tolist()) & set(evidence.identities.tolist())
+    assert len(tuning) + len(evidence) == len(test) and abs(len(tuning) - len(evidence)) < 100
+
+
+def test_named_people_are_in_no_pseudo_request_and_none_is_much_larger(source):
+    sizes = torch.tensor([30, 30, 300] + [10] * 54)
+    people = torch.repeat_interleave(torch.arange(len(sizes)), sizes)
+    split = make_split(replace(source.train, identities=people), source.test, range(16, 46), source.classes)  # 14 of one, 16 of another
+    for seed in range(8):
+        request = pseudo_request(split, halves(split.test)[0], seed)
+        assert not set(request.forget.identities.tolist()) & {0, 1, 2} and 30 <= len(request.forget) <= 40

@@ -469,7 +469,7 @@ def make_split(
 def save_split(split: Split, path) -> Path:
     "Write a split to one safetensors file, whole or not at all."
     sources = list({id(part.source): part.source for part in split.parts.values()}.values())
-    arrays = {f"pixels.{i}": s.cpu().numpy() for i, s in enumerate(sources) if torch.is_tensor(s)}
+    arrays = {f"pixels.{i}": np.ascontiguousarray(s.cpu()) for i, s in enumerate(sources) if torch.is_tensor(s)}
     for name, part in split.parts.items():
         tensors = {f: t for f in FIELDS[1:] if (t := getattr(part, f)) is not None}
         arrays |= {f"{name}.{f}": np.ascontiguousarray(t.cpu()) for f, t in tensors.items()}

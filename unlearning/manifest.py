@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMS', 'SIGNATURES', 'FULL', 'FORBIDDEN', 'LARGEST', 'make_key', 'read_key', 'keyed', 'key_id', 'data_fingerprint',
            'make_manifest', 'find', 'weights_fingerprint', 'check_name', 'files_in', 'refuse_taken', 'hand_over',
-           'read_sums', 'differences', 'Predecessor', 'predecessor']
+           'read_sums', 'differences', 'Predecessor', 'predecessor', 'listed']
 
 # %% ../nbs/93_manifest.ipynb #c135e9d6
 import hashlib, hmac, json, os, re, secrets, shutil, unicodedata, uuid, warnings
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 from .ensemble import bytes_of
-from .images import Split, as_pixels, in_parts
+from .images import Images, Split, as_pixels, in_parts
 from .load import spellings
 from .models import unwrap
 from .weights import plain_state
@@ -141,6 +141,11 @@ def _sought(manifest, key, image, name, part) -> tuple:  # a field of items; the
                          "decode it as the data set was (its size, its channels)")
     return "content", {_content(key, request, image)}
 
+def _refuse_other_key(manifest, key):
+    if key_id(key) == manifest["key"]: return
+    raise ValueError(f"the manifest was made with the key {manifest['key']}, and this is {key_id(key)}: "
+                     "find the other, nothing else can read it")
+
 def find(
     manifest: dict,
     key: bytes,
@@ -150,9 +155,7 @@ def find(
 ) -> list:         # items; empty: it was not removed, nor is it a copy of what was
     "What a manifest says of an image. `ValueError`: it is another key's, or of images of another shape."
     if (image is None) == (name is None): raise ValueError("which image is meant? Pass image=, or name=")
-    if key_id(key) != manifest["key"]:
-        raise ValueError(f"the manifest was made with the key {manifest['key']}, and this is {key_id(key)}: "
-                         "find the other, nothing else can read it")
+    _refuse_other_key(manifest, key)
     field, hashes = _sought(manifest, key, image, name, part)
     return [item for item in manifest["items"] if item[field] in hashes]
 
@@ -340,14 +343,17 @@ class Predecessor(NamedTuple):
     request: str  # its id
     weights: str  # `weights_fingerprint` of what it produced
     sums: str     # SHA-256 of its SHA256SUMS
+    folder: str = ""  # where it was found
+
+    def cited(self) -> dict: return dict(request=self.request, weights=self.weights, sums=self.sums)  # without a path
 
     def produced(self, model: nn.Module) -> bool:
         "Whether these are the weights that it produced."
         return weights_fingerprint(model) == self.weights
 
-def _read_report(folder) -> dict:
-    "report.json of a folder. `ValueError` if it is not what SHA256SUMS says, or no JSON object."
-    path, wanted = Path(folder)/"report.json", read_sums(folder).get("report.json")
+def _read_report(folder, name="report.json") -> dict:
+    "A JSON file of a folder. `ValueError` if it is not what SHA256SUMS says, or no JSON object."
+    path, wanted = Path(folder)/name, read_sums(folder).get(name)
     data = _read_limited(path, LARGEST)
     if hashlib.sha256(data).hexdigest() != wanted:
         raise ValueError(f"{path} is not the file that {SUMS} names: take the folder as it was handed over")
@@ -370,4 +376,18 @@ def predecessor(folder) -> Predecessor:
     if report.get("refused"): raise ValueError(f"{path} hands over no weights ({report['refused']}): nothing goes on from it")
     request = _cited(report, "request", "id", r"[^\x00-\x1f]{1,200}", path)
     weights = _cited(report, "weights", "after", "[0-9a-f]{64}", path)
-    return Predecessor(request, weights, _digest(Path(folder)/SUMS))
+    return Predecessor(request, weights, _digest(Path(folder)/SUMS), str(folder))
+
+# %% ../nbs/93_manifest.ipynb #93115ted
+def listed(
+    earlier: Predecessor,
+    key: bytes,
+    images: Images,
+) -> int:
+    "How many of the images an earlier request named for removal. `ValueError`: another key, or not as it was handed over."
+    manifest, said = (_read_report(earlier.folder, name) for name in ("manifest.json", "report.json"))
+    _refuse_other_key(manifest, key)
+    if said.get("said", {}).get("wrong_labels"): return 0
+    gone, parts = {item["content"] for item in manifest["items"]}, in_parts(torch.arange(len(images)), images.shape)
+    hashes = (_content(key, manifest["request"], x) for at in parts for x in images.take(at.to(images.device)).cpu())
+    return sum(h in gone for h in hashes)

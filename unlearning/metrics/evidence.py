@@ -358,7 +358,7 @@ def _how(x):
 def _images(n): return f"{n:,} forgotten images" if n > 1 else "one forgotten image"
 
 # %% ../../nbs/metrics/78_evidence.ipynb #7c1092aa
-KNEW = "of what the original remembered of them"
+KNEW = "of what the original remembered of such images"
 
 SEEN = "images of the same classes that it has never seen"
 OTHERWISE = "it does not treat them as images that were never there"
