@@ -513,3 +513,18 @@ def test_named_people_are_in_no_pseudo_request_and_none_is_much_larger(source):
     for seed in range(8):
         request = pseudo_request(split, halves(split.test)[0], seed)
         assert not set(request.forget.identities.tolist()) & {0, 1, 2} and 30 <= len(request.forget) <= 40
+
+
+@pytest.mark.parametrize('kind', ['images', 'people', 'labels'])
+def test_the_report_names_the_limits_of_its_own_kind(asked, kind, tmp_path, key):
+    r = asked(recipe=None, wrong_labels=kind == 'labels')
+    if kind == 'people':
+        people = torch.arange(len(r.split.forget)) // 10
+        r = Request(r.model, replace(r.split, forget=replace(r.split.forget, identities=people),
+                                     retain=replace(r.split.retain, identities=1000 + torch.arange(len(r.split.retain)))),
+                    r.training, r.recipe, max_test_drop=50.)
+    out = run_request(r, tmp_path / 'answer', key)
+    text, limits = (out / 'report.html').read_text(), json.loads((out / 'report.json').read_text())['does_not_show']
+    assert ('Deletion request' in text) == (kind != 'labels') and ('trace' in ' '.join(limits)) == (kind != 'labels')
+    assert any('knows the people' in line for line in limits) == (kind == 'people')
+    assert any('many others alike' in line for line in limits) == (kind == 'images')

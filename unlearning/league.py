@@ -190,9 +190,12 @@ def in_words(found: pd.DataFrame, results: Results) -> str:
     best, *others = _sparing(found) or [None]
     if best is None: return f"No method leaves less than all and stays within {SPARES} points of Retrain's test accuracy."
     def of(m, k="memory", digits=0): return _cell(found[k][m], digits)
-    said = [f"Of the methods within {SPARES} points of Retrain's test accuracy, {title(results, best)} leaves least in the "
+    def named(m):
+        n, most = found.lineages[m], found.lineages.max()
+        return title(results, m) + (f" ({n} of {most} lineages)" if n < most else "")
+    said = [f"Of the methods estimated within {SPARES} points of Retrain's test accuracy, {named(best)} leaves least in the "
             f"mean over images: {of(best)} % of the memory, at {of(best, 'TA', 1)} points."]
-    if others: said.append(f"Next: {title(results, others[0])}, {of(others[0])} % at {of(others[0], 'TA', 1)} points.")
+    if others: said.append(f"Next: {named(others[0])}, {of(others[0])} % at {of(others[0], 'TA', 1)} points.")
     size, auc = found["size"][best].value, abs(found.memory_auc[best].value)
     if np.isfinite(size):
         said.append(f"By how surely the labels are said (AUC) {of(best, 'memory_auc')} % is left, blind to sign {of(best, 'size')} "

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACK', 'PEOPLE', 'KNOWN', 'COSTLY', 'NOT_REPAIRED', 'NOT_FOUND', 'BETTER', 'WORSE', 'AS_BEFORE', 'DOUBT',
-           'NOT_DECIDED', 'NO_NETWORK', 'SAME', 'OTHER', 'POOR', 'NOT_SHOWN', 'ALIKE', 'OF_PEOPLE', 'SCHEMA',
+           'NOT_DECIDED', 'NO_NETWORK', 'SAME', 'OTHER', 'POOR', 'NOT_SHOWN', 'ALIKE', 'OF_PEOPLE', 'OTHERS', 'SCHEMA',
            'NOTHING_OF', 'by_name', 'build', 'evaluation', 'data_of', 'source_of', 'comparable_images', 'make_example',
            'Request', 'unknown', 'set_apart', 'look', 'people_named', 'of_people', 'refuse_left', 'once', 'looked_at',
            'answers', 'values', 'judged', 'limits', 'finite', 'choose', 'run', 'accuracy_lost', 'refusal', 'weigh',
@@ -343,7 +343,7 @@ def limits(r: Request) -> pd.Series:
     e = evidence(s, s, r.classes, comparable=r.comparable is not None)
     r.facts["limits"] = dict(retained_rank=round(e.memory.auc.value, 1), p=e.memory.p,
                              smallest_share=finite(e.smallest), unlike=bool(e.kind and e.kind.p < UNLIKE),
-                             says=str(judged(r, e)), people=of_people(r.split))
+                             says=str(judged(r, e)), people=of_people(r.split), whole=whole_people(r.split))
     return pd.Series(r.facts["limits"], name="before the work", dtype=object)
 
 def finite(x, digits=1): return round(float(x), digits) if np.isfinite(x) else None  # JSON has no infinity
@@ -646,7 +646,11 @@ ALIKE = "What the network has learned from the named images and from many others
 OF_PEOPLE = ("Whether the network still knows the people on the named images is another question than whether it still knows "
              "these images; without references nothing here answers it.")
 
-def _not_shown(r) -> list: return [*NOT_SHOWN, OF_PEOPLE if r.split.forget.identities is not None else ALIKE]
+OTHERS = "Wrong labels that nobody has named are as they were: in the files, and in what the network has learned."
+
+def _not_shown(r) -> list:
+    if r.wrong_labels: return [*NOT_SHOWN[:2], OTHERS]  # the rest is about traces
+    return [*NOT_SHOWN, OF_PEOPLE if r.split.forget.identities is not None else ALIKE]
 
 # %% ../nbs/95_request.ipynb #65afeb50
 SCHEMA = "unlearning request, 1"
@@ -779,7 +783,7 @@ def _reach(limits) -> str:
     if limits["unlike"] or size is None or limits["p"] >= LEVEL: return limits["says"]
     four = "a trace in four of five cases"
     if size > 100: return f"a set of this size does not show {four} even if all is left of what the network remembers."
-    rest = " Without references, 'no trace was found' can therefore not be the outcome." if size > ENOUGH else ""
+    rest = " Without references, 'no trace was found' can therefore not be the outcome." if size > ENOUGH or limits["whole"] else ""
     return f"a set of this size shows {four} if {size:.0f} % of what the network remembers is left.{rest}"
 
 def _lost(cost) -> str:
