@@ -126,7 +126,7 @@ class Phase(Piece):
     "One stage of a recipe."
     role = "phase"
     @property
-    def draws(self): return self.role  # phases of which kind are counted for its seed
+    def draws(self): return self.role  # its seed counts the phases before it that have the same
     def pieces(self): return [v for f in fields(self) if isinstance(v := getattr(self, f.name), Piece)]
     def steps(self, split: Split) -> tuple: return 1, 1  # of an epoch, in all
     def images(self, split: Split) -> float: raise NotImplementedError  # passes, forward and backward, of one image
@@ -188,7 +188,7 @@ class Erase(Phase):
 
     def __call__(self, run): erase(run, self)
 
-# %% ../nbs/31_unlearn.ipynb #e0e7231e
+# %% ../nbs/31_unlearn.ipynb #a7de4c99
 def refuse_optimizer(settings):
     "`ValueError` for numbers that are none, and for names of optimizers and schedules that nobody knows."
     for name in ("lr", "momentum", "weight_decay", "batch_size", "epochs", "passes"):
@@ -207,6 +207,7 @@ def refuse_erase(phase):
         raise ValueError(f"an erase phase of {asked} would change nothing: "
                          "ask for at least 1 pass, 1 image and a rate above 0")
 
+# %% ../nbs/31_unlearn.ipynb #79b54695
 def passes_of(loss) -> float:
     "Passes, forward and backward, that an image costs; going forward alone is a third of one."
     return 1 + loss.looks / 3
@@ -236,7 +237,7 @@ def gradient(loss, params):
 def plain(logits, batch): return F.cross_entropy(logits.float(), batch.y)
 
 def erase(run: Run, phase: Erase):
-    "One erase phase: the losses say what, the step says how, the constraints say where."
+    "One erase phase: what the losses teach, by the directions that the step rule makes of it, with constraints held."
     stepper, total = stepper_of(run, phase, phase, run.params), phase.steps(run.split)[1]
     train_mode(run.student) if phase.train else run.student.eval()
     for i, (forget, retain) in enumerate(pairs(run, phase)):
@@ -377,12 +378,13 @@ def run_recipe(model, split: Split, recipe: Recipe, seed=0, progress=False, afte
     run, count = Run(student, original.eval().requires_grad_(False), split, recipe, seed, progress), Counter()
     with seeded(run, "start", 0):
         for piece in recipe.pieces(): piece.start(run)
-    for run.phase in recipe.phases:
-        role, before, run.done = run.phase.draws, weights_of(run.student), 0.
-        with seeded(run, role, count[role]): run.phase(run)
+    for phase in recipe.phases:
+        run.phase, run.done = phase, 0.
+        role, before = phase.draws, weights_of(run.student)
+        with seeded(run, role, count[role]): phase(run)
         count[role] += 1
         say_if_nothing_moved(run, before)
-        if after_phase: after_phase(run.phase, run.student)
+        if after_phase: after_phase(phase, run.student)
     run.student.eval()
     return run
 
