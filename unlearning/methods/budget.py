@@ -280,8 +280,7 @@ def all_within(
     return recipes, too_dear
 
 # %% ../../nbs/methods/68_budget.ipynb #a7edc516
-# Trials that shaped a method and its ranges: 91 on the tuning images of a fifth of CIFAR-10, and three early settings, of
-# eight lineages each, on the images that the league at 5 % reports
+# Trials that shaped a method and its ranges; the page says on which images
 DEVELOPED = {"soft_unseen": 94}
 
 def settings_table() -> pd.DataFrame:
