@@ -279,13 +279,11 @@ def test_a_few_images_have_no_spread(n):
     assert class_auc([1.] * 5, [0] * 5, np.arange(100) / 40, np.zeros(100, int), draws=99).auc.low > 20
 
 
-def test_it_is_fast():
-    import time
+def test_thousands_of_images():
     rng = np.random.default_rng(0)
     (s, y), (t, z) = answers(rng, 1000), answers(rng, 5000)
-    start = time.process_time()
-    class_auc(s, y, t, z, draws=2000)
-    assert time.process_time() - start < 2
+    got = class_auc(s, y, t, z)
+    assert got.auc.low < 50 < got.auc.high < got.auc.low + 5
 
 
 # --- what can be shown ----------------------------------------------------------------------------------------------------------
