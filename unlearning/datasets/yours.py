@@ -42,6 +42,7 @@ def as_label(label, i: int) -> int:
 def as_array(
     image,          # of PIL; an array H × W, H × W × C or C × H × W; a tensor C × H × W or H × W
     channels=None,  # of what comes out, where a picture could give either; None: as the picture is
+    i=None,         # which item it is, for the message
 ) -> np.ndarray:    # C × H × W
     "An image, its values as they are. `ValueError` if it is none."
     if isinstance(image, Image.Image):
@@ -50,13 +51,14 @@ def as_array(
     array = np.asarray(image.detach().cpu()) if torch.is_tensor(image) else np.asarray(image)
     if array.ndim == 2: return array[None]
     if array.ndim != 3:
-        raise ValueError(f"an image is a {type(image).__name__} of shape {array.shape}: use C × H × W")
+        which = "an image" if i is None else f"the image of item {i}"
+        raise ValueError(f"{which} is a {type(image).__name__} of shape {array.shape}: use C × H × W")
     last = not torch.is_tensor(image) and array.shape[2] in (1, 3, 4) and array.shape[0] not in (1, 3)
     return array.transpose(2, 0, 1) if last else array
 
 # %% ../../nbs/datasets/16_yours.ipynb #5a2e8987
 class Values(NamedTuple):
-    "What was seen of the first images."
+    "What was seen of sixteen images."
     shape: tuple
     dtype: np.dtype
     normalised: bool  # floats that are no pixels
@@ -86,7 +88,7 @@ def undone(x) -> np.ndarray:
 def look(dataset, channels=None, mean=None, std=None) -> Values:
     "What a data set gives. `ValueError` if it gives something else each time."
     at = np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int)).tolist()
-    once, again = ([as_array(pair(dataset, i)[0], channels) for i in at] for _ in range(2))
+    once, again = ([as_array(pair(dataset, i)[0], channels, i) for i in at] for _ in range(2))
     same = lambda a, b: np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     if bad := [i for i, a, b in zip(at, once, again) if not same(a, b)]:
         remedy = "pass the data set with its transform for evaluation (augment= augments)"
@@ -104,7 +106,7 @@ def chunks(dataset, values: Values, labels: list, size=64):
         arrays = []
         for i in range(start, min(start + size, len(dataset))):
             image, label = pair(dataset, i)
-            arrays.append(as_array(image, values.channels)); labels.append(as_label(label, i))
+            arrays.append(as_array(image, values.channels, i)); labels.append(as_label(label, i))
             if (seen := (arrays[-1].shape, arrays[-1].dtype)) != values[:2]:
                 first = f"the first {values.dtype} of shape {values.shape}"
                 raise ValueError(f"item {i} is {seen[1]} of shape {seen[0]}, and {first}: {UNLIKE}")
@@ -152,7 +154,7 @@ def length(dataset, which: str) -> int:
     except (TypeError, NotImplementedError, OverflowError, ValueError) as e:
         raise ValueError(f"{which} has no length ({e}), and may never end: {remedy}") from e
     if n: return n
-    raise ValueError(f"{which} has no image")
+    raise ValueError(f"{which} has no image: pass a data set that has some")
 
 def room_for(n: int, image: int, folder: Path):
     "`ValueError` if the disk has no room for `n` images of `image` bytes."
