@@ -256,7 +256,8 @@ def set_apart(split: Split, at) -> tuple:  # the split without them; those Image
 def look(r: Request, key: bytes | None = None) -> pd.Series:
     "What the library sees. `ValueError`: what cannot be right. With the key: also, what the last request named is back."
     refuse_left(r)
-    if key and r.follows and (back := listed(r.follows, key, r.split.retain)): raise ValueError(BACK.format(back, r.follows.request))
+    if key and r.follows and (n := listed(r.follows, key, r.split.retain)):
+        raise ValueError(BACK.format(n, r.follows.request))
     make_manifest(r.split, bytes(32), r.id)  # what cannot be named in the end is refused now
     seen = check(r.model, r.split, accuracy=r.accuracy)
     parts = dict(test=len(r.split.test), tuning=len(r.tuning), evidence=len(r.held_out))
@@ -282,8 +283,8 @@ def of_people(split) -> bool:
     who, at, named = np.unique(gone, return_inverse=True, return_counts=True)
     return bool(np.mean(((named > 1) | np.isin(who, kept))[at]) >= 0.5)
 
-BACK = ("{} retained images are named in request {}, from which this network comes, and would be taught again: take them out "
-        "of train, or list them as `earlier`")
+BACK = ("{} retained images are named in request {}, from which this network comes, and would be taught again: "
+        "take them out of train, or list them as `earlier`")
 
 def refuse_left(r):
     "`ValueError`: what would go on teaching what must go, or cannot be judged."
@@ -431,7 +432,8 @@ def weigh_earlier(r: Request) -> str | None:
     y, unseen = (r.classes[k] for k in ("earlier", "held_out"))
     if not np.isin(y, unseen).any() or r.earlier.identities is not None: return _earlier(r, UNDECIDABLE)
     found = class_auc(now["earlier"], y, now["held_out"], unseen)
-    return _earlier(r, FOUND if found.p < LEVEL else NOT_FOUND.format(found.n) if _in_reach(r, found) else UNDECIDABLE, found)
+    not_found = NOT_FOUND.format(found.n) if _in_reach(r, found) else UNDECIDABLE
+    return _earlier(r, FOUND if found.p < LEVEL else not_found, found)
 
 def _earlier(r, word, found=None) -> str:
     r.facts["earlier"] = dict(images=len(r.classes["earlier"]), after=plain(found), word=word)
@@ -441,8 +443,9 @@ NOT_FOUND = "no trace was found that {} images could show"
 
 def _in_reach(r, found) -> bool:
     "Whether half of what the network remembered of retained images of these classes would lie outside the interval."
-    known = r.comparable is None and set(r.classes["earlier"]) <= set(r.classes["forget"]) and r.facts["limits"]["p"] < LEVEL
-    return known and 100 * (found.auc.high - 50) <= ENOUGH * (r.facts["limits"]["retained_rank"] - 50)
+    limits, same = r.facts["limits"], set(r.classes["earlier"]) <= set(r.classes["forget"])
+    if r.comparable is not None or not same or limits["p"] >= LEVEL: return False
+    return 100 * (found.auc.high - 50) <= ENOUGH * (limits["retained_rank"] - 50)
 
 # %% ../nbs/95_request.ipynb #bf53c295
 def attack(r: Request) -> pd.DataFrame:  # percent called non-members
@@ -526,7 +529,7 @@ def refer(r: Request, folder, jobs: int = -1) -> pd.Series:
     if "evidence" in r.facts: _overrule(r, facts)
     return pd.Series(facts, name="against references", dtype=object)
 
-def _beside(r, retrained, exchangeable) -> tuple:  # memory left; percent of the named images on which retrained ones are right
+def _beside(r, retrained, exchangeable) -> tuple:  # memory left; percent of the named images that retrained ones get right
     "The recipe on the one network, K times, beside the recipe on K retrained ones. The first are the weights that go out."
     seeds, parts = range(r.seed, r.seed + r.references), looked_at(r)
     def unlearned(net, seed): return unlearn(net, r.split, r.found.recipe, seed)
@@ -642,9 +645,9 @@ NOT_SHOWN = (
     "takes for granted that the unseen images are of the same kind as the named ones, and that each named image is a case "
     "of its own: several pictures of one person or one scene are not.")
 
-ALIKE = "What the network has learned from the named images and from many others alike is learned from the others, and stays."
-OF_PEOPLE = ("Whether the network still knows the people on the named images is another question than whether it still knows "
-             "these images; without references nothing here answers it.")
+ALIKE = "What the network has learned from the named images and from many others alike, the others teach it, and it stays."
+OF_PEOPLE = ("Whether the network still knows the people on the named images is another question than whether it still "
+             "knows these images; without references nothing here answers it.")
 
 OTHERS = "Wrong labels that nobody has named are as they were: in the files, and in what the network has learned."
 
@@ -783,7 +786,8 @@ def _reach(limits) -> str:
     if limits["unlike"] or size is None or limits["p"] >= LEVEL: return limits["says"]
     four = "a trace in four of five cases"
     if size > 100: return f"a set of this size does not show {four} even if all is left of what the network remembers."
-    rest = " Without references, 'no trace was found' can therefore not be the outcome." if size > ENOUGH or limits["whole"] else ""
+    never = " Without references, 'no trace was found' can therefore not be the outcome."
+    rest = never if size > ENOUGH or limits["whole"] else ""
     return f"a set of this size shows {four} if {size:.0f} % of what the network remembers is left.{rest}"
 
 def _lost(cost) -> str:
