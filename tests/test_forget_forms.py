@@ -121,16 +121,22 @@ def cast():
     return lambda root: digits()._replace(name='cast', train=train, test=in_memory(pixels[84:], who[84:] % 2, train, who[84:]), classes=('even', 'odd'))
 
 
-@pytest.mark.parametrize('who', [[3, 5], {3, 5}, np.array([5, 3]), torch.tensor([3, 5])])
+@pytest.mark.parametrize('who', [[3, 5], {3, 5}, np.array([5, 3]), torch.tensor([3, 5]), [torch.tensor(5), np.int64(3)]])
 def test_people_by_name(monkeypatch, cast, who):
     monkeypatch.setitem(load.SOURCES, 'digits', cast)
     assert load_split(forget=People(who)).forget.identities.unique().tolist() == [3, 5]
 
 
-@pytest.mark.parametrize('who, says', [([], 'empty'), ([99], 'identity 99 has no training image'), (range(14), 'all 84')])
+@pytest.mark.parametrize('who, says', [([], 'empty'), ([99], 'identity 99 has no training image'), (range(14), 'all 84'),
+    ([7.9], 'identity 7.9 is no whole number'), ([3, True], 'identity True is no whole number'), (np.array([3.]), 'identity 3.0 is no whole'), (['3'], "identity '3' is no whole")])
 def test_people_who_cannot_be_forgotten(monkeypatch, cast, who, says):
     monkeypatch.setitem(load.SOURCES, 'digits', cast)
     refused(People(who), says)
+
+
+def test_classes_of_a_share_are_whole_numbers(monkeypatch, cast):
+    monkeypatch.setitem(load.SOURCES, 'digits', cast)
+    for wrong in (0.9, True): refused(Share(0.2, classes=[wrong]), f'class {wrong} is no whole number')
 
 
 def test_a_class_goes_by_its_name_first(monkeypatch):
@@ -366,7 +372,7 @@ def test_numbers_of_numpy_are_numbers(tree, size):
 
 
 @pytest.mark.parametrize('option, value, says', [('val', '3', "val is '3': use a whole number"), ('val', -1, 'val is -1'), ('val', 2.5, 'val is 2.5'), ('val', True, 'val is True'), ('val', None, 'val is None'), ('val', 808, 'val is 808.*hold out 0 to 807'), ('val', (3,), r'val is \(3,\)'),
-    ('seed', '3', "seed is '3': use a whole number, 0 or more"), ('seed', -1, 'seed is -1'), ('seed', 1.0, 'seed is 1.0'), ('subset', '300', "subset is '300': use a whole number, 2 or more"), ('subset', 1, 'subset is 1'), ('subset', 0.5, 'subset is 0.5'), ('subset', 9999, 'subset is 9999.*2 to 898')])
+    ('seed', '3', "seed is '3': use a whole number, 0 or more"), ('seed', -1, 'seed is -1'), ('seed', 1.0, 'seed is 1.0'), ('subset', '300', "subset is '300': use a whole number, 2 or more"), ('subset', 1, 'subset is 1'), ('subset', 0, 'subset is 0: .*leave it out for all'), ('subset', False, 'subset is False'), ('subset', 0.5, 'subset is 0.5'), ('subset', 9999, 'subset is 9999.*2 to 898')])
 def test_a_number_that_is_none(option, value, says):
     with pytest.raises(ValueError, match=says): load_split('digits', forget=90, **{option: value})
 

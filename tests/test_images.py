@@ -108,7 +108,7 @@ PIXELS, LABELS = np.zeros((6, 1, 8, 8), np.uint8), np.arange(6) % 3
     (PIXELS, LABELS[:5], r'labels are int64 of shape \(5,\) for 6 images'),
     (PIXELS, LABELS + .5, 'labels are float64'),
     (PIXELS, np.eye(3)[LABELS].astype(int), r'of shape \(6, 3\) for 6 images: expected one class number'),
-    (PIXELS, LABELS - 1, 'expected one class number')])
+    (PIXELS, LABELS - 1, 'one of them -1: expected one class number')])
 def test_arrays_that_are_no_images_or_labels_are_refused(images, labels, says):
     with refused(says): in_memory(images, labels)
 
@@ -117,6 +117,19 @@ def test_arrays_that_are_no_images_or_labels_are_refused(images, labels, says):
 def test_true_labels_are_labels(truth):
     assert in_memory(PIXELS, LABELS, truth=LABELS[::-1]).truth.tolist() == [2, 1, 0, 2, 1, 0]
     with refused('true labels are .* expected one class number'): in_memory(PIXELS, LABELS, truth=truth)
+
+
+@pytest.mark.parametrize('people', [LABELS[:5], LABELS - 1, LABELS + 0.2, LABELS > 1])
+def test_people_are_whole_numbers(people):
+    assert in_memory(PIXELS, LABELS, identities=LABELS + 1).identities.tolist() == [1, 2, 3, 1, 2, 3]
+    with refused('identities are .* expected one number of a person'): in_memory(PIXELS, LABELS, identities=people)
+
+
+def test_a_file_has_a_layout_too(tmp_path):
+    np.save(tmp_path/'last.npy', PIXELS.transpose(0, 2, 3, 1))
+    with refused(r'uint8 of shape \(6, 8, 8, 1\).*channels last: pass x.transpose'): in_memory(ImageFile(tmp_path/'last.npy'), LABELS)
+    np.save(tmp_path/'four.npy', np.repeat(PIXELS, 4, axis=1))
+    assert in_memory(ImageFile(tmp_path/'four.npy'), LABELS, channels=4).shape == (4, 8, 8)
 
 
 def test_train_and_test_belong_together():
@@ -163,7 +176,7 @@ def test_file_that_holds_no_images_is_named(tmp_path, content):
     if content == 'half': np.save(path, PIXELS); path.write_bytes(path.read_bytes()[:-9])
     if content == 'empty': path.touch()
     if content == 'pickle': path.write_bytes(pickle.dumps(Trap(tmp_path/'marker')))
-    says = dict(floats=r'holds float64 .*: images are uint8', flat=r'holds uint8 \(4, 8\): images are uint8')
+    says = dict(floats=r'holds float64 .*: images are uint8', flat=r'holds uint8 \(4, 8\): images are uint8', missing='is not there: load')
     with refused(f"{path} {says.get(content, 'is not a whole file of images')}"): ImageFile(path)
     assert not (tmp_path/'marker').exists()
 
@@ -210,7 +223,7 @@ def test_parts_are_those_asked_for(split):
 
 
 @pytest.mark.parametrize('forget, says', [
-    ([-1], 'index -1 is outside.*0 to 599'), ([600], 'index 600 is outside'), ([4, 4], 'index 4 is listed 2 times'),
+    ([-1], 'index -1 is outside.*0 to 599'), ([600], 'index 600 is outside'), ([4, 4], 'index 4 is listed 2 times'), ([1, 1, 2, 2, 2], 'index 1 is listed 2 times'),
     ([], 'empty'), (range(600), 'all 600'), ([1.0], 'float64.*whole-number'), (np.ones(600, bool), 'boolean mask'),
     ([[1, 2]], 'flat list'), (['3'], "such as .*'3'")])
 def test_bad_positions_are_refused(split, forget, says):
@@ -237,7 +250,7 @@ def test_val_and_subset_keep_the_proportions(split):
     assert ids(other.val) != ids(small.val) and ids(other.train) != ids(small.train)
 
 
-@pytest.mark.parametrize('subset', [1, 601])
+@pytest.mark.parametrize('subset', [0, 1, 601])
 def test_subset_that_cannot_be_kept_is_refused_by_its_own_number(split, subset):
     with refused(f'subset is {subset}: ask for 2 to 600 training images'):
         make_split(split.train, split.test, [1], subset=subset)

@@ -1,4 +1,6 @@
 """Every way to say what to forget, splits to tune on, and wrong labels."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from unlearning import load
 from unlearning.datasets.builtin import digits
 from unlearning.datasets.source import Source, data_root
 from unlearning.images import Images, in_memory, make_split
-from unlearning.load import People, Share, load_split, tuning_split, with_identities, wrong_labels
+from unlearning.load import People, Share, load_split, tuning_split, with_identities, with_truth, wrong_labels
 
 
 class Trap:
@@ -225,3 +227,17 @@ def test_a_list_of_people_that_is_none(letters, tmp_path):
     with pytest.raises(ValueError, match='is empty|columns'): with_identities(letters, path)
     path.write_text('path,identity,identity\n')
     with pytest.raises(ValueError, match='is empty|one has to be called'): with_identities(letters, path)
+
+
+def test_lists_lie_at_home_too(letters, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path/'true.csv').write_text('path,true\na/0.png,b\n')
+    assert with_truth(letters, '~/true.csv').train.truth.tolist() == [0, 1, 0, 1, 1, 1, 0, 1]
+
+
+def test_a_list_of_true_labels_adds_to_what_is_known(letters, tmp_path):
+    (path := tmp_path/'true.csv').write_text('path,true\na/0.png,b\n')
+    known = letters._replace(train=replace(letters.train, truth=1 - letters.train.labels))
+    assert with_truth(known, path).train.truth.tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
+    path.write_text('path,true\na/0.png,a\n')
+    with pytest.raises(ValueError, match='the true label is the one that was given, a'): with_truth(known, path)

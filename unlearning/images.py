@@ -28,7 +28,7 @@ def scaled(pixels):
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 def in_parts(rows, shape):
-    "Rows of images of a shape, a few million values at a time."
+    "Rows of images of a shape, some thirty million values at a time."
     return rows.split(max(1, 2**25 // math.prod(shape)))
 
 # %% ../nbs/01_images.ipynb #545ca9d0
@@ -124,8 +124,9 @@ def _open_images(path, kinds=("uint8", "float32")) -> np.ndarray:
     "The pixels of a .npy file, mapped into memory."
     try: array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
-        remedy = "delete it and load the data set again"
-        raise ValueError(f"{path} is not a whole file of images ({e}): {remedy}") from e
+        remedy = "load the data set again"
+        if isinstance(e, FileNotFoundError): raise ValueError(f"{path} is not there: {remedy}") from e
+        raise ValueError(f"{path} is not a whole file of images ({e}): delete it and {remedy}") from e
     if array.dtype.name in kinds and array.ndim == 4: return array
     raise ValueError(f"{path} holds {array.dtype} {array.shape}: images are {' or '.join(kinds)}, N × C × H × W")
 
@@ -210,26 +211,29 @@ def _as_array(images) -> np.ndarray:
 
 # %% ../nbs/01_images.ipynb #046771f9
 def as_pixels(
-    images,         # an array or a tensor; an `ImageFile` stays what it is
+    images,         # an array or a tensor; an `ImageFile` stays one, and its range is not read
     channels=None,  # how many there are, where they are not 1 or 3
 ):
     "Images as a tensor: uint8 or float32, N × C × H × W. `ValueError` names what is wrong, and the remedy."
-    if isinstance(images, ImageFile): return images
-    x, tensor = _as_array(images), torch.is_tensor(images)
+    file, tensor = isinstance(images, ImageFile), torch.is_tensor(images)
+    x = images.array if file else _as_array(images)
     layout, how, found = of_layout(x.shape, channels, tensor)
-    values, how = of_range(x, how, tensor)
+    if file and not layout: return images
+    values, how = ("", how) if file else of_range(x, how, tensor)
     if not layout and not values: return torch.as_tensor(x if x.dtype == np.uint8 else as_bytes(x))
     more = f", with channels={found} if the network takes so many" if channels is None and found not in (1, 3) else ""
     expected, wrong = "expected bytes, or floats in [0, 1], N × C × H × W", ", ".join(filter(None, (layout, values)))
     raise ValueError(f"images are {x.dtype} of shape {x.shape}: {expected}; {wrong}: pass {how}{more}")
 
-def as_labels(labels, n: int, what="labels") -> torch.Tensor:
+def as_labels(labels, n: int, what="labels", number="class number") -> torch.Tensor:
     "`n` class numbers as a tensor, int64. `ValueError` if there are others, or not so many."
-    labels = np.asarray(labels)
-    whole = np.issubdtype(labels.dtype, np.integer) and labels.min(initial=0) >= 0
-    if whole and labels.shape == (n,): return torch.as_tensor(labels.astype(np.int64))
-    raise ValueError(f"{what} are {labels.dtype} of shape {labels.shape} for {n} images: "
-                     "expected one class number (0, 1, …) for each image")
+    labels = np.asarray(labels.detach().cpu() if torch.is_tensor(labels) else labels)
+    whole = np.issubdtype(labels.dtype, np.integer)
+    low = labels[labels < 0] if whole else ()
+    if whole and labels.shape == (n,) and not len(low): return torch.as_tensor(labels.astype(np.int64))
+    one = f", one of them {low[0]}" if len(low) else ""
+    raise ValueError(f"{what} are {labels.dtype} of shape {labels.shape} for {n} images{one}: "
+                     f"expected one {number} (0, 1, …) for each image")
 
 # %% ../nbs/01_images.ipynb #5d0ebc6d
 def in_memory(
@@ -250,7 +254,7 @@ def in_memory(
         raise ValueError(f"images of shape {shape} are not like those of shape {like.shape}: resize them")
     if mean is not None or std is not None: mean, std = stated(mean, std, shape[0])
     else: mean, std = channel_statistics(images) if like is None else (like.mean, like.std)
-    if identities is not None: identities = torch.as_tensor(np.asarray(identities), dtype=torch.int64)
+    if identities is not None: identities = as_labels(identities, n, "identities", "number of a person")
     if truth is not None: truth = as_labels(truth, n, "true labels")
     return Images(images, labels, torch.arange(n), mean, std, identities, truth=truth)
 
@@ -369,7 +373,7 @@ def check_forget(
         raise ValueError(f"forget index {bad[0]} is outside the training set: {known}")
     values, counts = np.unique(idx, return_counts=True)
     if (counts > 1).any():
-        twice = f"{values[counts > 1][0]} is listed {counts.max()} times"
+        twice = f"{values[counts > 1][0]} is listed {counts[counts > 1][0]} times"
         raise ValueError(f"forget index {twice}: list each image once")
     if len(values) == n:
         remedy = "nothing would be retained; leave some out"
@@ -456,7 +460,7 @@ def make_split(
     if val:
         held = retain[draw_balanced(labels[retain], val, rng(1))]
         retain = np.setdiff1d(retain, held)
-    if subset: forget, retain = draw_subset(forget, retain, labels, subset, rng(2))
+    if subset is not None: forget, retain = draw_subset(forget, retain, labels, subset, rng(2))
     classes = class_names(classes, train, test)
     kept = np.sort(np.concatenate([retain, forget, held]))
     whole = train[kept].compact()

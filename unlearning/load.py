@@ -13,7 +13,7 @@ __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'ONE_LINE', '
 
 # %% ../nbs/19_load.ipynb #6986e38c
 import csv, difflib, inspect, json, math, os, posixpath, re, unicodedata, warnings
-from collections.abc import Iterator, MappingView, Set
+from collections.abc import Iterable, Iterator, MappingView, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
@@ -372,9 +372,22 @@ class People:
 WORDS = {"identities": Share(), "images": Share(of="images")}  # what the two words mean
 
 # %% ../nbs/19_load.ipynb #80e80372
+def _flat(asked) -> list:
+    "What a collection holds, or collections in it; one thing is a list of itself."
+    if hasattr(asked, "tolist"): asked = asked.tolist()  # a tensor, an array, or a number of NumPy's
+    if isinstance(asked, str) or not isinstance(asked, Iterable): return [asked]
+    return [v for inner in asked for v in _flat(inner)]
+
+def _numbers(asked, what: str) -> list:
+    "Whole numbers, from whatever holds them. `ValueError` names what is none."
+    for v in (values := _flat(asked)):
+        if isinstance(v, bool) or not isinstance(v, Integral):
+            raise ValueError(f"{what} {v!r} is no whole number: people and classes are named by theirs, such as 7")
+    return [int(v) for v in values]
+
 def _classes(request: Share, source: Source) -> list:
     "The labels from which a share is drawn. `ValueError` on one that does not exist."
-    asked = [] if request.classes is None else [int(c) for c in request.classes]
+    asked = [] if request.classes is None else _numbers(request.classes, "class")
     everything = range(len(source.classes))
     if bad := set(asked) - set(everything):
         raise ValueError(f"class {min(bad)} does not exist: classes go from 0 to {everything[-1]}")
@@ -402,8 +415,7 @@ def _named(request, source: Source) -> list:
     if (ids := source.train.identities) is None:
         raise ValueError(f"forget={request!r} needs to know whose image is whose, and {source.name} does not: "
                          "pass a count, positions or a file")
-    who = request.who if isinstance(request, People) else ()
-    named = sorted(int(i) for i in np.ravel(list(who) if isinstance(who, Set) else who))
+    named = sorted(_numbers(request.who, "identity")) if isinstance(request, People) else []
     if unknown := set(named) - set(ids.tolist()):
         raise ValueError(f"identity {min(unknown)} has no training image: "
                          f"identities go from {ids.min()} to {ids.max()}")
@@ -418,7 +430,7 @@ def _hold_out_people(ids, named, seed, val, subset) -> tuple:  # positions: held
         others = np.flatnonzero(~np.isin(ids, named))
         held = others[whole_identities(ids[others], val, rng(1))]
         kept = np.setdiff1d(kept, held)
-    if subset: kept = kept[whole_identities(ids[kept], subset, rng(2), first=named)]
+    if subset is not None: kept = kept[whole_identities(ids[kept], subset, rng(2), first=named)]
     return held, kept
 
 def _divide_people(source: Source, request, seed, val, subset) -> Split:
@@ -516,7 +528,8 @@ def load_split(
     **options,                  # of the data set's own loader (mean, std, image_size, labels …): see `options_of`
 ) -> Split:
     "Load a data set and divide it for unlearning (§4). `ValueError` names what is wrong and the remedy."
-    seed, val, subset = as_count("seed", seed), as_count("val", val), subset and as_count("subset", subset)
+    seed, val = as_count("seed", seed), as_count("val", val)
+    if subset is not None: subset = as_count("subset", subset)
     source = load_source(dataset, root, **options)
     if val and source.val is not None:
         raise ValueError(f"{source.name} has a validation part of its own, of {len(source.val)} images: leave out val=")
@@ -622,7 +635,7 @@ TOO_LONG = "{}, {}, has {} cells, and the header {}: put quotes around what hold
 
 def listed(source: Source, path, column: str) -> list:  # (position in train, what the column says, place in the file)
     "A list of images (.csv or .tsv) with a column that says something of each. `ValueError` names what is not said."
-    at, path = by_file(path, source, 0), Path(path)
+    at, path = by_file(path, source, 0), Path(path).expanduser()
     (_, header), *rows = rows_of(read_text(path), path, source.paths or ())
     if (names := [name.strip() for name in header]).count(column) != 1:
         raise ValueError(f"{path} has the columns {', '.join(names)}: one has to be called {column!r}")
@@ -642,9 +655,10 @@ def with_truth(
     column: str = "true",  # the one with the labels: names or numbers of classes
 ) -> Source:
     "The data set, knowing the true labels of the listed images. `ValueError` names the line that cannot be right."
-    truth = source.train.labels.clone()
+    given = source.train.labels
+    truth = (given if source.train.truth is None else source.train.truth).clone()
     for i, text, place in listed(source, path, column):
-        if (label := _label(text, source)) == truth[i]:
+        if (label := _label(text, source)) == given[i]:
             raise ValueError(f"{place}: the true label is the one that was given, {source.classes[label]}")
         truth[i] = label
     return source._replace(train=replace(source.train, truth=truth))
