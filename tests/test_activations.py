@@ -417,6 +417,13 @@ def test_training_goes_on_behind_masks():
         assert not torch.equal(net.conv1.weight, before) and hold(net.eval(), X)
 
 
+def test_random_states_of_gpus_are_put_back_too(monkeypatch):
+    forks, fork = [], torch.random.fork_rng
+    monkeypatch.setattr(torch.random, 'fork_rng', lambda *args, **options: forks.append((args, options)) or fork(*args, **options))
+    place_masks(build(Functional), X)
+    assert forks and all(f == ((), {}) for f in forks)  # with no device left out
+
+
 def test_mask_alone():
     mask, x = Mask(), torch.randn(2, 3, 4)
     assert mask(x) is x and not mask.state_dict()

@@ -235,3 +235,9 @@ def test_integers_and_networks_without_weights_keep_their_type():
         def forward(self, x): assert x.dtype == torch.uint8; return x.flatten(1).float()
     assert outputs(Takes(), torch.zeros(2, 1, 2, 2, dtype=torch.uint8)).shape == (2, 4)
     assert find_logits(X) is X
+
+
+def test_a_loss_is_no_logits():
+    logits, loss = torch.randn(2, 3), torch.tensor(0.3)
+    assert all(find_logits(out) is logits for out in ((loss, logits), (logits, loss), [loss, logits]))
+    with pytest.raises(TypeError, match='no logits in what the network returned, a tuple'): find_logits((loss,))

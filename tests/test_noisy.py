@@ -1,6 +1,7 @@
 """Labels that people gave: CIFAR-10N's files, what of them is forgotten, and what a study measures where true labels are known."""
 import re
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from unlearning.datasets.source import Source, data_root
 from unlearning.images import in_memory
 from unlearning.load import load_split, wrong_labels
 from unlearning.methods.finetune import finetune
-from unlearning.report import forget_table, save_report, summary, wrong_table
+from unlearning.report import as_text, forget_table, save_report, summary, wrong_table
 from unlearning.study import Study, measurements, network_tasks, run_study
 from unlearning.training import Training
 
@@ -181,6 +182,20 @@ def test_tables_show_true_labels_where_a_split_knows_them(studied, tmp_path):
     assert text.startswith('Wrong labels') and 'UA_true' in (tmp_path/'summary.csv').read_text()
     table = wrong_table(results)
     assert list(table.index) == ['Retrain', 'Finetune', 'No Unlearning'] and table.loc['No Unlearning', 'time [% of Retrain]'] == '–'
+
+
+def test_a_method_that_lost_all_its_seeds_stands_before_no_unlearning(studied):
+    _, results = studied['wrong']
+    lost = replace(results, facts=results.facts | dict(titles=results.facts['titles'] | dict(wild='Wild')))
+    assert list(wrong_table(lost).index) == ['Retrain', 'Finetune', 'Wild', 'No Unlearning'] and wrong_table(lost).loc['Wild', 'seeds'] == 0
+
+
+def test_a_report_is_whole_and_makes_its_folder(studied, tmp_path, monkeypatch):
+    _, results = studied['wrong']
+    assert save_report(results, tmp_path/'new'/'folder').read_bytes().decode() == (text := as_text(results))
+    monkeypatch.setattr('unlearning.report.as_text', lambda results: '\ud800')  # no encoding has it
+    with pytest.raises(UnicodeEncodeError): save_report(results, tmp_path/'new'/'folder')
+    assert (tmp_path/'new'/'folder'/'tables.txt').read_text(encoding='utf-8') == text and len(list((tmp_path/'new'/'folder').iterdir())) == 4
 
 
 def test_other_tables_are_what_they_were(studied, tmp_path):

@@ -104,6 +104,12 @@ def test_change_repeats_only_what_it_touches(copied, change):
     assert {name: after.get(name) for name in before} == before
 
 
+def test_a_study_waits_for_its_own_gpu(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, 'synchronize', waited.append)
+    assert study_module.timed(lambda: 3, 'cuda:1')[0] == 3 and waited == ['cuda:1']
+
+
 @pytest.mark.parametrize('native, type_', [(True, 'bfloat16'), (False, 'float32')])
 def test_precision_is_decided_where_the_study_begins(tmp_path, monkeypatch, native, type_):
     """Of the training and of every repair that leaves it open: by name in the keys and under the tables."""
@@ -546,6 +552,8 @@ def test_controls_and_reference_are_no_methods(full):
     controls = {f'control-{m}' for m in study.recipes}
     assert set(results.beside.method) == set(results.facts['beside']) == {'reference', *controls}
     assert list(results.beside.columns) == list(results.networks.columns) and len(results.beside) == 2 * 4
+    for beside, said in ({'control-finetune': 'Finetune on Retrain'}, True), ({'reference': 'Reference'}, False):
+        assert (' Controls: the same on' in protocol(replace(results, facts=results.facts | dict(beside=beside)))) == said
     assert set(results.answers) == methods | {'reference', *controls}
     assert {'finetune', 'original'} <= set(summary(results).index) <= methods
     plain = run(tiny(study.folder, recipes=study.recipes, originals='each'))

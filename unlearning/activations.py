@@ -524,7 +524,7 @@ def _ask(net, x, training=False, grad=True):
     net, times = copy_network(net).train(training), Counter()
     def counted(name): return lambda x: times.update([name]) or x
     for name, m in masks(net).items(): m.forward = counted(name)
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad):
+    with torch.random.fork_rng(), torch.set_grad_enabled(grad):
         torch.manual_seed(0)
         out = net(x.clone())
     # Copies: a checkpointed forward runs again for the gradients.

@@ -173,7 +173,7 @@ def find_logits(out) -> torch.Tensor:
     if isinstance(out, torch.Tensor): return out
     named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
     if isinstance(named, torch.Tensor): return named
-    tensors = [v for v in _inside(out) if isinstance(v, torch.Tensor)]
+    tensors = [v for v in _inside(out) if isinstance(v, torch.Tensor) and v.ndim]  # a single number is a loss, say
     rows = {tuple(t.shape) for t in tensors if t.ndim == 2 and len(t) == len(tensors[0])}
     if len(rows) > 1 and not isinstance(out, Mapping):  # features and logits, say
         raise TypeError(f"which are the logits? The network returned a {type(out).__name__} of {sorted(rows)}: "

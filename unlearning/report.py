@@ -16,10 +16,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from .files import write_whole
 from .metrics.membership_inference import PAPER_ATTACKS, mia_gaps
 from .metrics.forget_quality import PROTOCOLS
 from .metrics.separation import separation
-from .study import Results
+from .study import CONTROL, Results
 
 # %% ../nbs/90_report.ipynb #5b6f36d6
 ATTACKS = (*PAPER_ATTACKS, "m_entropy")
@@ -142,7 +143,7 @@ def wrong_table(results: Results) -> pd.DataFrame:
              {"forget, given ↓": "UA", "forget, true ↑": "UA_true", "test ↑": "TA"}.items()}
     table["time [% of Retrain]"] = _or_dash("{:.1f}", s.time, s.index != "original")
     table = pd.DataFrame(table | dict(seeds=s.seeds.astype(int)), index=s.index)
-    return _label(table.reindex([*s.index, *lost]).fillna({"seeds": 0}).fillna("–").astype({"seeds": int}), results)
+    return _label(table.reindex([*s.index[:-1], *lost, "original"]).fillna({"seeds": 0}).fillna("–").astype({"seeds": int}), results)
 
 # %% ../nbs/90_report.ipynb #b144db04
 def _training_in_words(t) -> str:
@@ -158,7 +159,7 @@ def _repairs(f) -> str:
     return f" Repairs in {' and '.join(sorted(types))}." if types - {f["training"]["precision"]} else ""
 
 def _beside_methods(f) -> str:
-    control = " Controls: the same on retrained networks." if len(f["beside"]) > 1 else ""
+    control = " Controls: the same on retrained networks." if any(m.startswith(CONTROL) for m in f["beside"]) else ""
     part = f" RA on {f['retain_measured']:,} of the retained images." if f["retain_measured"] < f["retain"] else ""
     return control + part
 
@@ -188,7 +189,7 @@ def protocol(results: Results) -> str:
 def _collapsed(results):
     rows = [title(results, m) for m in results.facts.get("collapsed", ())]
     if not rows: return ""
-    return f" Under {', '.join(rows)} some network lost much of its accuracy on retained images."
+    return f" Under {', '.join(rows)} networks lost much of their accuracy on retained images, on average."
 
 # %% ../nbs/90_report.ipynb #7f3c1425
 def as_text(results: Results) -> str:
@@ -202,9 +203,11 @@ def save_report(results: Results, folder) -> Path:
     "Write networks.csv, quality.csv, summary.csv and tables.txt (the tables as plain text) to a folder."
     folder, long = Path(folder), {"networks": (results.networks, 4), "quality": (results.quality, 5)}
     tables = {name: frame.round(digits).set_index("method") for name, (frame, digits) in long.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     for name, table in (tables | dict(summary=summary(results).round(4))).items():
-        table.assign(data=results.facts["data"]).to_csv(folder / f"{name}.csv", index_label="method")
-    (folder / "tables.txt").write_text(as_text(results))
+        with write_whole(folder / f"{name}.csv") as part:
+            table.assign(data=results.facts["data"]).to_csv(part, index_label="method")
+    with write_whole(folder / "tables.txt") as part: part.write_text(as_text(results), encoding="utf-8")
     return folder / "tables.txt"
 
 # %% ../nbs/90_report.ipynb #3c1a8f4c

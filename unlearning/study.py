@@ -467,7 +467,7 @@ def timed(work, device) -> tuple:  # what it gives; seconds of this process, or 
     clock = time.process_time if device == "cpu" else time.perf_counter  # other processes on the machine do not count
     start = clock()
     result = work()
-    if device != "cpu": torch.cuda.synchronize()
+    if device != "cpu": torch.cuda.synchronize(device)
     return result, clock() - start
 
 @dataclass(frozen=True)

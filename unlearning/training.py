@@ -179,7 +179,7 @@ def _state(model, stepper, rng) -> tuple:  # tensors by name, the rest as plain 
     tensors |= {f"optimizer/{i}/{k}": v for i, values in memory["state"].items()
                 for k, v in values.items() if v is not None}
     tensors |= {"rng/own": rng.get_state(), "rng/torch": torch.get_rng_state()}
-    if next(model.parameters()).is_cuda: tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    if (device := next(model.parameters()).device).type == "cuda": tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
     return tensors, dict(groups=memory["param_groups"], schedule=stepper.schedule.state_dict(),
                          scaler=stepper.scaler.state_dict())
 
@@ -195,7 +195,7 @@ def _restore(tensors, facts, model, stepper, rng):
     stepper.schedule.load_state_dict(facts["schedule"])
     stepper.scaler.load_state_dict(facts["scaler"])
     rng.set_state(tensors["rng/own"]); torch.set_rng_state(tensors["rng/torch"])
-    if "rng/cuda" in tensors: torch.cuda.set_rng_state(tensors["rng/cuda"])
+    if "rng/cuda" in tensors: torch.cuda.set_rng_state(tensors["rng/cuda"], next(model.parameters()).device)
 
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
