@@ -143,7 +143,8 @@ def wrong_table(results: Results) -> pd.DataFrame:
              {"forget, given ↓": "UA", "forget, true ↑": "UA_true", "test ↑": "TA"}.items()}
     table["time [% of Retrain]"] = _or_dash("{:.1f}", s.time, s.index != "original")
     table = pd.DataFrame(table | dict(seeds=s.seeds.astype(int)), index=s.index)
-    return _label(table.reindex([*s.index[:-1], *lost, "original"]).fillna({"seeds": 0}).fillna("–").astype({"seeds": int}), results)
+    table = table.reindex([*s.index[:-1], *lost, "original"]).fillna({"seeds": 0}).fillna("–")
+    return _label(table.astype({"seeds": int}), results)
 
 # %% ../nbs/90_report.ipynb #b144db04
 def _training_in_words(t) -> str:
@@ -159,7 +160,8 @@ def _repairs(f) -> str:
     return f" Repairs in {' and '.join(sorted(types))}." if types - {f["training"]["precision"]} else ""
 
 def _beside_methods(f) -> str:
-    control = " Controls: the same on retrained networks." if any(m.startswith(CONTROL) for m in f["beside"]) else ""
+    controls = any(m.startswith(CONTROL) for m in f["beside"])
+    control = " Controls: the same on retrained networks." if controls else ""
     part = f" RA on {f['retain_measured']:,} of the retained images." if f["retain_measured"] < f["retain"] else ""
     return control + part
 

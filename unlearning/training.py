@@ -179,7 +179,8 @@ def _state(model, stepper, rng) -> tuple:  # tensors by name, the rest as plain 
     tensors |= {f"optimizer/{i}/{k}": v for i, values in memory["state"].items()
                 for k, v in values.items() if v is not None}
     tensors |= {"rng/own": rng.get_state(), "rng/torch": torch.get_rng_state()}
-    if (device := next(model.parameters()).device).type == "cuda": tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
+    device = next(model.parameters()).device
+    if device.type == "cuda": tensors["rng/cuda"] = torch.cuda.get_rng_state(device)
     return tensors, dict(groups=memory["param_groups"], schedule=stepper.schedule.state_dict(),
                          scaler=stepper.scaler.state_dict())
 
