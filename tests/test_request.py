@@ -357,7 +357,7 @@ def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch,
     r.verdict = Verdict(of_test, 'So test images say.')
     r.facts['verdict'] = dict(word=of_test, sentence='So test images say.')
     found = SimpleNamespace(memory=Interval(20., low, high), mark=none, distance=Interval(0., -9., 9.), word='')
-    monkeypatch.setattr(request, '_by_owner', lambda *args: [])
+    monkeypatch.setattr(request, '_by_owner', lambda *args: 4 * [None])
     monkeypatch.setattr(request, '_beside', lambda *args: (found, 60.))
     refer(r, tmp_path)
     said = report(r)['verdict']
@@ -485,6 +485,8 @@ def test_each_control_starts_from_a_retrained_network_of_its_own(asked, training
     assert len({net for net, _ in controls}) == 4 and [seed for _, seed in controls] == list(range(r.seed, r.seed + 4))
     assert [seed for net, seed in begun if net == network] == list(range(r.seed + 1, r.seed + 4))  # the first goes out
     assert found.networks == 4
+    monkeypatch.setattr(request, 'run_study', lambda study: SimpleNamespace(answers={'retrain': SimpleNamespace(seeds=[0, 1, 3])}))
+    assert len(request._by_training(r, tmp_path, 1)) == 3  # one has diverged
 
 
 def test_what_the_last_request_named_is_not_taught_again(asked, given, source, training, tmp_path):

@@ -41,7 +41,7 @@ from .check import check
 from .datasets.folder import is_image
 from .datasets.source import Source
 from .datasets.yours import from_dataset
-from .ensemble import architecture, describe, environment, hash_of
+from .ensemble import Store, architecture, describe, environment, hash_of
 from .images import Images, Split, batches, pixel_hashes
 from .manifest import Predecessor, check_name, hand_over, listed, make_manifest, refuse_taken, weights_fingerprint
 from .methods.budget import WITHIN, Budget, numbers_used
@@ -50,7 +50,6 @@ from .metrics.evidence import (ENOUGH, FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE, 
 from .metrics.forget_quality import Interval, statistic
 from .metrics.memory_left import LEAST, memory_left
 from .models import copy_network, outputs
-from .ensemble import Store
 from .study import Study, checked_training, network_tasks, run_study, weights_in
 from .training import Training, logits
 from .unlearn import Recipe, unlearn
@@ -283,6 +282,7 @@ def of_people(split) -> bool:
     who, at, named = np.unique(gone, return_inverse=True, return_counts=True)
     return bool(np.mean(((named > 1) | np.isin(who, kept))[at]) >= 0.5)
 
+# %% ../nbs/95_request.ipynb #bac4be01
 BACK = ("{} retained images are named in request {}, from which this network comes, and would be taught again: "
         "take them out of train, or list them as `earlier`")
 
@@ -520,20 +520,22 @@ def _overrule(r, facts):
 def refer(r: Request, folder, jobs: int = -1) -> pd.Series:
     "Memory left and mark against retrained networks, which are kept in `folder`."
     exchangeable = not (r.wrong_labels or r.facts["limits"]["unlike"] or of_people(r.split))
-    m, retrained = _beside(r, _by_training(r, folder, jobs) if r.train is None else _by_owner(r, folder), exchangeable)
+    networks = _by_training(r, folder, jobs) if r.train is None else _by_owner(r, folder)
+    m, retrained = _beside(r, networks, exchangeable)
     own = [100 * (z["forget"].argmax(1) == r.classes["forget"]).mean() for z in (r.before, r.after)]
     rights = dict(zip(("before", "after", "retrained"), map(finite, (*own, retrained))))
     shares = {name: plain(getattr(m, name)) for name in ("memory", "mark", "distance")}
-    facts = dict(networks=r.references, **shares, right=rights, word=m.word, doubt=_doubt(r, retrained))
+    facts = dict(networks=len(networks), **shares, right=rights, word=m.word, doubt=_doubt(r, retrained))
     r.facts["references"] = facts
     if "evidence" in r.facts: _overrule(r, facts)
     return pd.Series(facts, name="against references", dtype=object)
 
+# %% ../nbs/95_request.ipynb #be51de01
 def _beside(r, retrained, exchangeable) -> tuple:  # memory left; percent of the named images that retrained ones get right
     "The recipe on the one network, K times, beside the recipe on K retrained ones. The first are the weights that go out."
-    seeds, parts = range(r.seed, r.seed + r.references), looked_at(r)
+    seeds, parts = range(r.seed, r.seed + len(retrained)), looked_at(r)
     def unlearned(net, seed): return unlearn(net, r.split, r.found.recipe, seed)
-    nets = dict(O=[r.model] * r.references, R=retrained,
+    nets = dict(O=[r.model] * len(retrained), R=retrained,
                 U=[r.unlearned, *(unlearned(r.model, seed) for seed in seeds[1:])],
                 C=[unlearned(net, seed) for net, seed in zip(retrained, seeds)])
     def rights(which, part): return np.stack([right(net, parts[part]) for net in nets[which]])
@@ -541,12 +543,13 @@ def _beside(r, retrained, exchangeable) -> tuple:  # memory left; percent of the
     on_test = (rights(which, "unseen") for which in "RC")
     return memory_left(O, R, U, C, *on_test, exchangeable=exchangeable), 100 * R.mean()
 
+# %% ../nbs/95_request.ipynb #b17a1901
 def _by_training(r, folder, jobs) -> list:
-    "Retrained as a study retrains, in parallel."
+    "Retrained as a study retrains, in parallel; without those that diverged."
     study = Study(replace(r.split, test=r.unseen), {}, folder, training=r.training, seeds=r.references, original=r.model,
                   originals="one", jobs=jobs, permutations=0, device=str(r.device))
-    run_study(study)
-    records = [Store(study.folder).load(task)[0] for task in network_tasks(study)["retrain"]]
+    kept = run_study(study).answers["retrain"].seeds
+    records = [Store(study.folder).load(t)[0] for t in network_tasks(study)["retrain"] if t.seed in kept]
     return [study.plan.filled(weights_in(arrays)).to(r.device).eval() for arrays in records]
 
 # %% ../nbs/95_request.ipynb #364efe51
