@@ -17,7 +17,8 @@ def crop(x, rng):
     pad = max(1, h // 8)
     places = lambda size: torch.randint(0, 2 * pad + 1, (n, 1), generator=rng) + torch.arange(size)
     rows, cols = places(h), places(w)
-    picked = F.pad(x, (pad,) * 4)[torch.arange(n)[:, None, None], :, rows[:, :, None], cols[:, None, :]]
+    picked = F.pad(x, (pad,) * 4)[torch.arange(n)[:, None, None], :,
+                                  rows[:, :, None], cols[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 
 # %% ../nbs/10_augment.ipynb #bf6b294a
@@ -52,7 +53,8 @@ def erase(
     n, _, h, w = x.shape
     draw = lambda low, high: torch.rand(n, generator=rng) * (high - low) + low
     area, aspect = draw(*scale) * h * w, draw(np.log(ratio[0]), np.log(ratio[1])).exp()
-    tall, wide = (area * aspect).sqrt().clamp(1, h).round(), (area / aspect).sqrt().clamp(1, w).round()
+    tall, wide = ((area * aspect).sqrt().clamp(1, h).round(),
+                  (area / aspect).sqrt().clamp(1, w).round())
     top = (torch.rand(n, generator=rng) * (h - tall + 1)).floor()
     left = (torch.rand(n, generator=rng) * (w - wide + 1)).floor()
     hit = _inside(top, tall, h)[:, :, None] & _inside(left, wide, w)[:, None, :]

@@ -34,7 +34,8 @@ def in_parts(rows, shape):
 # %% ../nbs/01_images.ipynb #545ca9d0
 def _moments_of_bytes(parts, channels) -> tuple:  # means of the values and of their squares, float64, C each
     counts = torch.zeros(channels, 256, dtype=torch.float64)
-    for some in parts: counts += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in some.unbind(1)])
+    for some in parts:
+        counts += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in some.unbind(1)])
     levels, total = torch.arange(256).double() / 255, counts.sum(1)
     return counts @ levels / total, counts @ levels**2 / total
 
@@ -58,7 +59,8 @@ def channel_statistics(
 # %% ../nbs/01_images.ipynb #305d5f39
 def stated(mean, std, channels: int) -> tuple:  # float32, C each
     "Somebody's mean and std, one number for all channels or one each. `ValueError` says what is wrong with them."
-    if mean is None or std is None: raise ValueError("mean= and std= belong together: pass both, or neither")
+    if mean is None or std is None:
+        raise ValueError("mean= and std= belong together: pass both, or neither")
     values = [torch.as_tensor(np.array(t, dtype=np.float32)).flatten() for t in (mean, std)]
     for name, t in zip(("mean", "std"), values):
         if len(t) in (1, channels): continue
@@ -125,10 +127,13 @@ def _open_images(path, kinds=("uint8", "float32")) -> np.ndarray:
     try: array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as e:
         remedy = "load the data set again"
-        if isinstance(e, FileNotFoundError): raise ValueError(f"{path} is not there: {remedy}") from e
-        raise ValueError(f"{path} is not a whole file of images ({e}): delete it and {remedy}") from e
+        if isinstance(e, FileNotFoundError):
+            raise ValueError(f"{path} is not there: {remedy}") from e
+        raise ValueError(f"{path} is not a whole file of images ({e}): "
+                         f"delete it and {remedy}") from e
     if array.dtype.name in kinds and array.ndim == 4: return array
-    raise ValueError(f"{path} holds {array.dtype} {array.shape}: images are {' or '.join(kinds)}, N × C × H × W")
+    raise ValueError(f"{path} holds {array.dtype} {array.shape}: "
+                     f"images are {' or '.join(kinds)}, N × C × H × W")
 
 # %% ../nbs/01_images.ipynb #7aa5e082
 class ImageFile:
@@ -164,7 +169,8 @@ def as_bytes(x) -> np.ndarray:
     return nearest if exact else x.astype(np.float32)
 
 # %% ../nbs/01_images.ipynb #3b0a88e7
-NUMPYS, TORCHS = (".transpose(0, 3, 1, 2)", ".astype('uint8')"), (".permute(0, 3, 1, 2)", ".to(torch.uint8)")
+NUMPYS, TORCHS = ((".transpose(0, 3, 1, 2)", ".astype('uint8')"),
+                  (".permute(0, 3, 1, 2)", ".to(torch.uint8)"))
 SPELLINGS = {False: NUMPYS, True: TORCHS}  # whether it is a tensor
 
 def of_layout(shape, channels, tensor) -> tuple:  # what is wrong ("": nothing), what to pass, and its channels
@@ -172,12 +178,15 @@ def of_layout(shape, channels, tensor) -> tuple:  # what is wrong ("": nothing),
     wanted, move = (1, 3) if channels is None else (channels,), SPELLINGS[tensor][0]
     if len(shape) == 3: return "they have no axis of channels (grey images)", "x[:, None]", 1
     if len(shape) != 4:
-        return f"they have {len(shape)} axes, not 4", "x.reshape(len(x), channels, height, width)", wanted[0]
+        return (f"they have {len(shape)} axes, not 4",
+                "x.reshape(len(x), channels, height, width)", wanted[0])
     _, c, height, width = shape
     if c in wanted: return "", "x", c
     if width in wanted: return "channels last", f"x{move}", width
     if c == 4: return "4 channels look like RGBA (state channels=4 if they are not)", "x[:, :3]", 3
-    if width == 4: return "4 channels, last, look like RGBA (state channels=4 if they are not)", f"x[..., :3]{move}", 3
+    if width == 4:
+        return ("4 channels, last, look like RGBA (state channels=4 if they are not)",
+                f"x[..., :3]{move}", 3)
     if width < min(c, height): return f"{width} channels, last", f"x{move}", width
     return f"{c} channels", "x" if channels is None else f"an x of {channels} channels", c
 
@@ -189,11 +198,13 @@ def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to p
     if x.dtype == np.uint8: return "", how
     if x.dtype == bool: return "they are truth values", f"255 * {how}{SPELLINGS[tensor][1]}"
     low, high = (x.min(), x.max()) if x.size else (0, 0)
-    if not np.isfinite([low, high]).all(): return "some are not finite", "np.nan_to_num(x), if 0 is right there"
+    if not np.isfinite([low, high]).all():
+        return "some are not finite", "np.nan_to_num(x), if 0 is right there"
     floats = x.dtype.kind == "f"
     if floats and 0 <= low and high <= 1: return "", how
     words = f"values from {low:g} to {high:g}"
-    if low < -1 or low < 0 and high > 1: return f"{words} seem to be normalised already", f"{how} * std + mean"
+    if low < -1 or low < 0 and high > 1:
+        return f"{words} seem to be normalised already", f"{how} * std + mean"
     if low < 0: return words, f"({how} + 1) / 2"
     top = next((t for t in TOPS if high <= t), high)
     if top == 255 and not (floats and (x % 1).any()): return words, f"{how}{SPELLINGS[tensor][1]}"
@@ -207,7 +218,8 @@ def _as_array(images) -> np.ndarray:
         images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
     images = np.ascontiguousarray(images)
     if images.dtype.kind in "buif": return images
-    raise ValueError(f"images are {images.dtype} of shape {images.shape}: pass numbers, all images of one size")
+    raise ValueError(f"images are {images.dtype} of shape {images.shape}: "
+                     "pass numbers, all images of one size")
 
 # %% ../nbs/01_images.ipynb #046771f9
 def as_pixels(
@@ -221,16 +233,20 @@ def as_pixels(
     if file and not layout: return images
     values, how = ("", how) if file else of_range(x, how, tensor)
     if not layout and not values: return torch.as_tensor(x if x.dtype == np.uint8 else as_bytes(x))
-    more = f", with channels={found} if the network takes so many" if channels is None and found not in (1, 3) else ""
-    expected, wrong = "expected bytes, or floats in [0, 1], N × C × H × W", ", ".join(filter(None, (layout, values)))
-    raise ValueError(f"images are {x.dtype} of shape {x.shape}: {expected}; {wrong}: pass {how}{more}")
+    more = (f", with channels={found} if the network takes so many"
+            if channels is None and found not in (1, 3) else "")
+    expected, wrong = ("expected bytes, or floats in [0, 1], N × C × H × W",
+                       ", ".join(filter(None, (layout, values))))
+    raise ValueError(f"images are {x.dtype} of shape {x.shape}: {expected}; "
+                     f"{wrong}: pass {how}{more}")
 
 def as_labels(labels, n: int, what="labels", number="class number") -> torch.Tensor:
     "`n` class numbers as a tensor, int64. `ValueError` if there are others, or not so many."
     labels = np.asarray(labels.detach().cpu() if torch.is_tensor(labels) else labels)
     whole = np.issubdtype(labels.dtype, np.integer)
     low = labels[labels < 0] if whole else ()
-    if whole and labels.shape == (n,) and not len(low): return torch.as_tensor(labels.astype(np.int64))
+    if whole and labels.shape == (n,) and not len(low):
+        return torch.as_tensor(labels.astype(np.int64))
     one = f", one of them {low[0]}" if len(low) else ""
     raise ValueError(f"{what} are {labels.dtype} of shape {labels.shape} for {n} images{one}: "
                      f"expected one {number} (0, 1, …) for each image")
@@ -251,7 +267,8 @@ def in_memory(
     labels = as_labels(labels, n)
     shape = tuple(images.shape[1:])
     if like is not None and shape != like.shape:
-        raise ValueError(f"images of shape {shape} are not like those of shape {like.shape}: resize them")
+        raise ValueError(f"images of shape {shape} "
+                         f"are not like those of shape {like.shape}: resize them")
     if mean is not None or std is not None: mean, std = stated(mean, std, shape[0])
     else: mean, std = channel_statistics(images) if like is None else (like.mean, like.std)
     if identities is not None: identities = as_labels(identities, n, "identities", "number of a person")
@@ -306,7 +323,8 @@ def pixel_hashes(images: Images, floats=False) -> list:
 
 def duplicates(split: Division) -> pd.DataFrame:
     "Copies of forgotten images in the other parts, a row each: `indices` of both, and whether their labels agree."
-    gone, others = split.forget, {k: split.parts[k] for k in ("retain", "test", "val") if k in split.parts}
+    gone, others = split.forget, {k: split.parts[k] for k in ("retain", "test", "val")
+                                  if k in split.parts}
     mixed = len({part.source.dtype for part in split.parts.values()}) > 1
     places, rows = {}, []
     for i, h in enumerate(pixel_hashes(gone, mixed)): places.setdefault(h, []).append(i)
@@ -354,11 +372,13 @@ def check_positions(forget) -> np.ndarray:
     if idx.dtype == bool:
         mask = f"a boolean mask of length {idx.size}"
         raise ValueError(f"forget is {mask}: pass positions, np.flatnonzero(mask)")
-    if idx.size == 0: raise ValueError("forget is empty: name at least one training image to forget")
+    if idx.size == 0:
+        raise ValueError("forget is empty: name at least one training image to forget")
     if idx.dtype.kind not in "iu":
         values = f"{idx.dtype} values such as {idx.flat[0]!r}"
         raise ValueError(f"forget holds {values}: pass whole-number positions (int64)")
-    if idx.ndim != 1: raise ValueError(f"forget has shape {idx.shape}: pass a flat list of positions")
+    if idx.ndim != 1:
+        raise ValueError(f"forget has shape {idx.shape}: pass a flat list of positions")
     return idx
 
 # %% ../nbs/01_images.ipynb #ecb6938e
@@ -395,7 +415,8 @@ def draw_balanced(
     share = counts * n / total
     take = np.floor(share).astype(int)
     take[np.argsort(take - share, kind="stable")[:n - take.sum()]] += 1
-    drawn = [rng.choice(np.flatnonzero(labels == c), k, replace=False) for c, k in zip(classes, take)]
+    drawn = [rng.choice(np.flatnonzero(labels == c), k, replace=False)
+             for c, k in zip(classes, take)]
     return np.sort(np.concatenate(drawn))
 
 # %% ../nbs/01_images.ipynb #a23b7335
@@ -412,22 +433,26 @@ def draw_subset(forget, retain, labels, subset: int, rng) -> tuple:
 # %% ../nbs/01_images.ipynb #655635ef
 def class_names(classes, train: Images, test: Images) -> tuple:
     "`classes`, or the numbers of the labels, as strings. `ValueError` if a label lies beyond them."
-    highest = lambda images: max(int(t.max()) for t in (images.labels, images.truth) if t is not None)
+    highest = lambda images: max(int(t.max())
+                                 for t in (images.labels, images.truth) if t is not None)
     names = tuple(map(str, range(highest(train) + 1) if classes is None else classes))
     for which, images in (("train", train), ("test", test)):
         if (label := highest(images)) < len(names): continue
         known = f"there are {len(names)} classes, 0 to {len(names) - 1}"
-        raise ValueError(f"{which} has the label {label}, and {known}: pass classes=, all their names")
+        raise ValueError(f"{which} has the label {label}, and {known}: "
+                         "pass classes=, all their names")
     return names
 
 # %% ../nbs/01_images.ipynb #aa05b3d5
 def alike(train: Images, test: Images, mean=None, std=None) -> tuple:
     "Both, normalised by `mean` and `std`; None: by train's. `ValueError` if their images differ in shape."
     if test.shape != train.shape:
-        raise ValueError(f"test images of shape {test.shape} are not like those of shape {train.shape}: resize them")
+        raise ValueError(f"test images of shape {test.shape} "
+                         f"are not like those of shape {train.shape}: resize them")
     if mean is None and std is None: mean, std = train.mean, train.std
     else: mean, std = stated(mean, std, train.shape[0])
-    as_is = lambda part: torch.equal(part.mean.cpu(), mean.cpu()) and torch.equal(part.std.cpu(), std.cpu())
+    as_is = lambda part: (torch.equal(part.mean.cpu(), mean.cpu())
+                          and torch.equal(part.std.cpu(), std.cpu()))
     normalised = lambda part: replace(part, mean=mean.to(part.device), std=std.to(part.device))
     return tuple(part if as_is(part) else normalised(part) for part in (train, test))
 
@@ -473,7 +498,8 @@ def make_split(
 def save_split(split: Split, path) -> Path:
     "Write a split to one safetensors file, whole or not at all."
     sources = list({id(part.source): part.source for part in split.parts.values()}.values())
-    arrays = {f"pixels.{i}": np.ascontiguousarray(s.cpu()) for i, s in enumerate(sources) if torch.is_tensor(s)}
+    arrays = {f"pixels.{i}": np.ascontiguousarray(s.cpu())
+              for i, s in enumerate(sources) if torch.is_tensor(s)}
     for name, part in split.parts.items():
         tensors = {f: t for f in FIELDS[1:] if (t := getattr(part, f)) is not None}
         arrays |= {f"{name}.{f}": np.ascontiguousarray(t.cpu()) for f, t in tensors.items()}
@@ -526,7 +552,8 @@ def _check_batches(size, rng, augment):
         remedy = "`augmentations` finds those that have a name"
         raise ValueError(f"the augmentation {names[0]!r} is no function (x, rng) -> x: {remedy}")
     if augment and rng is None:
-        raise ValueError("augmentation draws random numbers: pass rng=torch.Generator().manual_seed(…)")
+        raise ValueError("augmentation draws random numbers: "
+                         "pass rng=torch.Generator().manual_seed(…)")
 
 # %% ../nbs/01_images.ipynb #87b9ffa5
 def batches(

@@ -31,13 +31,16 @@ from .images import (Split, check_forget, check_positions, draw_balanced, forget
 WAYS = {
     "90": "so many images, drawn at random",
     '0.1, "10%"': "a share of the images, drawn at random",
-    "[3, 8, 500]": "positions in the training set (list, set, range, array, tensor), or a mask of all its images",
+    "[3, 8, 500]": "positions in the training set (list, set, range, array, tensor), "
+                   "or a mask of all its images",
     '["cat/00.png"]': "paths below train/, in a folder of images",
     '"class:3", "class:cat"': 'all of a class, by its number or name; a list of these: of several',
     '"wrong.txt"': "what a file lists (.txt, .csv, .tsv, .json, .npy): positions, or paths",
     '"challenge"': "a list that comes with the data set, by its name",
-    'Share(0.1), "identities"': "a share of the people, drawn at random (2 %, or as said), with all their images",
-    'Share(0.1, "images"), "images"': "a share of the images of people, drawn at random, whoever is on them",
+    'Share(0.1), "identities"': "a share of the people, drawn at random (2 %, or as said), "
+                                "with all their images",
+    'Share(0.1, "images"), "images"': "a share of the images of people, drawn at random, "
+                                      "whoever is on them",
     "People([7, 9])": "these people, with all their images",
 }
 WAYS_TABLE = "\n".join(["forget= may be", *(f"  {way:32}{what}" for way, what in WAYS.items())])
@@ -53,7 +56,8 @@ def by_count(forget, source: Source, seed: int):
     "`forget` images drawn at random. `ValueError` if it is none, or all."
     if isinstance(forget, bool) or not isinstance(forget, Integral): return None
     n = len(source.train)
-    if not 0 < forget < n: raise ValueError(f"forget={forget} images out of {n}: ask for 1 to {n - 1}")
+    if not 0 < forget < n:
+        raise ValueError(f"forget={forget} images out of {n}: ask for 1 to {n - 1}")
     return np.sort(np.random.default_rng([seed, 0]).choice(n, int(forget), replace=False))
 
 # %% ../nbs/19_load.ipynb #b7def85f
@@ -63,8 +67,10 @@ def as_share(value):
     if not percent and (not isinstance(value, Real) or isinstance(value, Integral)): return None
     share = float(percent[1]) / 100 if percent else float(value)
     if 0 < share < 1: return share
-    count = f", and a count as {int(share)}, without a point" if share.is_integer() and share > 0 else ""
-    raise ValueError(f"a share of {value} does not lie between 0 and 1: write a tenth as 0.1 or '10%'{count}")
+    count = (f", and a count as {int(share)}, without a point"
+             if share.is_integer() and share > 0 else "")
+    raise ValueError(f"a share of {value} does not lie between 0 and 1: "
+                     f"write a tenth as 0.1 or '10%'{count}")
 
 def by_share(forget, source: Source, seed: int):
     "A share of the images, drawn at random. `ValueError` if that is none, or all."
@@ -93,8 +99,10 @@ def _label(name: str, source: Source) -> int:
     number = int(name) if re.fullmatch(r"\d+", name, re.ASCII) and int(name) < len(names) else None
     if name not in names:
         if number is not None: return number
-        has = f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}, or 0 to {len(names) - 1} by number"
-        raise ValueError(f"there is no class {name!r}{_nearest(name, names)}: {source.name} has {has}")
+        has = (f"{', '.join(names[:20])}{' …' if len(names) > 20 else ''}, "
+               f"or 0 to {len(names) - 1} by number")
+        raise ValueError(f"there is no class {name!r}{_nearest(name, names)}: "
+                         f"{source.name} has {has}")
     if number not in (None, names.index(name)):
         warnings.warn(f"class:{name} is read as the class named {name!r}, number {names.index(name)}, "
                       f"and not as number {name}, which is {names[number]!r}", stacklevel=2)
@@ -105,9 +113,11 @@ def by_class(forget, source: Source, seed: int):
     "All images of a class, or of several. `ValueError` if there is no such class, or it has no image."
     asked = [forget] if isinstance(forget, str) else texts(forget)
     if not asked or not all(str(a).lower().startswith("class:") for a in asked): return None
-    labels, wanted = source.train.labels.cpu().numpy(), [_label(str(a)[6:].strip(), source) for a in asked]
+    labels, wanted = (source.train.labels.cpu().numpy(),
+                      [_label(str(a)[6:].strip(), source) for a in asked])
     if none := [c for c in wanted if not (labels == c).any()]:
-        raise ValueError(f"class {source.classes[none[0]]} has no training image: there is nothing to forget")
+        raise ValueError(f"class {source.classes[none[0]]} has no training image: "
+                         "there is nothing to forget")
     return np.flatnonzero(np.isin(labels, wanted))
 
 # %% ../nbs/19_load.ipynb #185c305a
@@ -125,12 +135,14 @@ def by_positions(forget, source: Source, seed: int):
     if torch.is_tensor(forget): forget = forget.detach().cpu().tolist()
     elif isinstance(forget, (Set, MappingView)): forget = list(forget)
     try: found = np.asarray(forget)
-    except ValueError as e: raise ValueError("forget is a list of lists of different lengths: pass a flat list") from e
-    if found.ndim == 0: raise ValueError(f"forget={forget!r} says neither how many images nor which")
+    except ValueError as e:
+        raise ValueError("forget is a list of lists of different lengths: pass a flat list") from e
+    if found.ndim == 0:
+        raise ValueError(f"forget={forget!r} says neither how many images nor which")
     if found.dtype != bool: return check_positions(found)
     if found.shape == (n := len(source.train),): return np.flatnonzero(found)
-    raise ValueError(f"forget is a boolean mask of shape {found.shape}, and there are {n} training images: "
-                     "one value for each, or positions")
+    raise ValueError(f"forget is a boolean mask of shape {found.shape}, "
+                     f"and there are {n} training images: one value for each, or positions")
 
 # %% ../nbs/19_load.ipynb #085e98eb
 def spellings(written: str, train=None):
@@ -153,8 +165,10 @@ def other_file(written: str, train=None) -> str:
     name = posixpath.normpath(written.replace("\\", "/"))
     tried = () if train is None else (train / name, train.parent / name, Path(name).absolute())
     if (file := next((f for f in tried if f.is_file()), None)) is None: return ""
-    if file.is_relative_to(train): return "the file is there, but it is not one of the images that were read"
-    if file.is_relative_to(train.parent / "test"): return "test images are never trained on, so none can be forgotten"
+    if file.is_relative_to(train):
+        return "the file is there, but it is not one of the images that were read"
+    if file.is_relative_to(train.parent / "test"):
+        return "test images are never trained on, so none can be forgotten"
     return f"the file lies outside of {train}"
 
 # %% ../nbs/19_load.ipynb #1331cf97
@@ -176,9 +190,11 @@ class Paths(list):
         for name in spellings(written, self.train):
             at = [self.places[name]] if name in self.places else self.alike.get(_composed(name), [])
             if len(at) == 1: return at[0]
-            if at: raise ValueError(f"{written!r}, as {len(at)} images are called, in different Unicode: "
-                                    "name their positions")
-        remedy = other_file(written, self.train) or f"write paths like {self[0]!r}{_nearest(written, self)}"
+            if at:
+                raise ValueError(f"{written!r}, as {len(at)} images are called, "
+                                 "in different Unicode: name their positions")
+        remedy = (other_file(written, self.train)
+                  or f"write paths like {self[0]!r}{_nearest(written, self)}")
         raise ValueError(f"{written!r}, which is not an image under train/: {remedy}")
 
 # %% ../nbs/19_load.ipynb #47098aed
@@ -192,7 +208,8 @@ def find_all(
     for place, written in entries:
         try: at = paths.find(written)
         except ValueError as e: raise ValueError(f"{origin}, {place}, names {e}") from None
-        if first.setdefault(at, place) != place: again.append(f"{place} names the same image as {first[at]}")
+        if first.setdefault(at, place) != place:
+            again.append(f"{place} names the same image as {first[at]}")
     if again:
         more = f" (and {len(again) - 1} more)" if len(again) > 1 else ""
         warnings.warn(f"{origin}, {again[0]}{more}: it is meant once", stacklevel=2)
@@ -201,14 +218,16 @@ def find_all(
 # %% ../nbs/19_load.ipynb #13bdea2b
 def known_paths(source: Source) -> Paths:
     "The paths of a data set. `ValueError` if it has none."
-    if source.paths is None: raise ValueError(f"{source.name} has no paths, so an image goes by its position: "
-                                              f"0 to {len(source.train) - 1}")
+    if source.paths is None:
+        raise ValueError(f"{source.name} has no paths, so an image goes by its position: "
+                         f"0 to {len(source.train) - 1}")
     return source.paths if isinstance(source.paths, Paths) else Paths(source.paths)
 
 def by_path(forget, source: Source, seed: int):
     "The images at these paths. `ValueError` on an unknown one, or in a data set without paths."
     if (listed := texts(forget)) is None: return None
-    return find_all([(f"entry {i}", path) for i, path in enumerate(listed, 1)], known_paths(source), "forget")
+    return find_all([(f"entry {i}", path) for i, path in enumerate(listed, 1)],
+                    known_paths(source), "forget")
 
 # %% ../nbs/19_load.ipynb #0fd3080b
 def read_text(path: Path) -> str:
@@ -217,12 +236,14 @@ def read_text(path: Path) -> str:
     try: return data.decode(encoding)
     except UnicodeDecodeError as e:
         line = data[:e.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line}, is not {encoding.upper()} text: save the file as UTF-8") from e
+        raise ValueError(f"{path}, line {line}, is not {encoding.upper()} text: "
+                         "save the file as UTF-8") from e
 
 def lines_of(text: str, known=()) -> list:  # (place, line)
     "Lines that say something, without comments. What is in `known` is no comment."
     lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
-    bare = [line if line.replace("\\", "/") in known else re.sub(r"(^|\s+)#.*", "", line) for line in lines]
+    bare = [line if line.replace("\\", "/") in known else re.sub(r"(^|\s+)#.*", "", line)
+            for line in lines]
     return [(f"line {i}", line) for i, line in enumerate(bare, 1) if line]
 
 # %% ../nbs/19_load.ipynb #b4c29b10
@@ -254,24 +275,32 @@ def _column(header, origin, has_paths) -> int:
     for kind in (PATH_COLUMNS, NUMBER_COLUMNS) if has_paths else (NUMBER_COLUMNS, PATH_COLUMNS):
         found = [i for i, name in enumerate(names) if name in kind]
         if len(found) == 1: return found[0]
-        if found: raise ValueError(f"{origin} has the columns {' and '.join(header[i] for i in found)}, "
-                                   "which both say which image is meant: keep one")
-    raise ValueError(f"{origin} has the columns {', '.join(map(repr, header))}: call the one that says which image "
-                     f"is meant {', '.join(PATH_COLUMNS + NUMBER_COLUMNS[:1])} or {NUMBER_COLUMNS[-1]}")
+        if found:
+            raise ValueError(f"{origin} has the columns {' and '.join(header[i] for i in found)}, "
+                             "which both say which image is meant: keep one")
+    raise ValueError(f"{origin} has the columns {', '.join(map(repr, header))}: "
+                     "call the one that says which image is meant "
+                     f"{', '.join(PATH_COLUMNS + NUMBER_COLUMNS[:1])} or {NUMBER_COLUMNS[-1]}")
 
 # %% ../nbs/19_load.ipynb #a420d1c5
-ONE_LINE = "{}, {}, has a cell of several lines: is a quote not closed there? Put each image on one line"
+ONE_LINE = ("{}, {}, has a cell of several lines: is a quote not closed there? "
+            "Put each image on one line")
 
 def rows_of(text: str, origin, known=()) -> list:  # (place, cells)
     "The rows of a table with commas, semicolons or tabs, without empty ones and comments. What is `known` is none."
     text = re.sub(r"\r\n?", "\n", text)
-    header = next((line for line in text.split("\n") if line.strip() and not line.startswith("#")), "")
-    rows = csv.reader(text.splitlines(keepends=True), delimiter=max(",;\t", key=header.count), strict=True)
+    header = next((line for line in text.split("\n")
+                   if line.strip() and not line.startswith("#")), "")
+    rows = csv.reader(text.splitlines(keepends=True),
+                      delimiter=max(",;\t", key=header.count), strict=True)
     try: found = [(f"line {rows.line_num}", row) for row in rows]
-    except csv.Error as e: raise ValueError(f"{origin}, line {rows.line_num}, is not a row of a table ({e})") from e
+    except csv.Error as e:
+        raise ValueError(f"{origin}, line {rows.line_num}, is not a row of a table ({e})") from e
     for place, row in found:
-        if any("\n" in cell.strip() for cell in row): raise ValueError(ONE_LINE.format(origin, place))
-    def comment(row): return row[0].startswith("#") and not any(cell.strip() in known for cell in row)
+        if any("\n" in cell.strip() for cell in row):
+            raise ValueError(ONE_LINE.format(origin, place))
+    def comment(row):
+        return row[0].startswith("#") and not any(cell.strip() in known for cell in row)
     return [(place, row) for place, row in found if "".join(row).strip() and not comment(row)]
 
 def from_lines(text: str, origin, source: Source) -> list:  # (place, entry)
@@ -280,7 +309,8 @@ def from_lines(text: str, origin, source: Source) -> list:  # (place, entry)
 def from_table(text: str, origin, source: Source) -> list:
     "What the one column of a table says that names images. One column without a header is a list."
     (_, header), *rows = rows_of(text, origin, source.paths or ()) or [("", [""])]
-    if len(header) == 1 and (whole(header[0]) is not None or (source.paths and re.search(r"[/\\]", header[0]))):
+    if len(header) == 1 and (whole(header[0]) is not None
+                             or (source.paths and re.search(r"[/\\]", header[0]))):
         return from_lines(text, origin, source)
     at = _column(header, origin, source.paths is not None)
     if short := [place for place, row in rows if not "".join(row[at:at + 1]).strip()]:
@@ -291,9 +321,11 @@ def from_table(text: str, origin, source: Source) -> list:
 def from_json(text: str, origin, source: Source) -> list:  # (place, entry)
     "What a list in JSON says. `ValueError` if it is not a list."
     try: found = json.loads(text)
-    except json.JSONDecodeError as e: raise ValueError(f"{origin}, line {e.lineno}, is not JSON ({e.msg})") from e
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{origin}, line {e.lineno}, is not JSON ({e.msg})") from e
     if not isinstance(found, list):
-        raise ValueError(f"{origin} holds a {type(found).__name__}: write a list, such as [3, 8, 500]")
+        raise ValueError(f"{origin} holds a {type(found).__name__}: "
+                         "write a list, such as [3, 8, 500]")
     if all(isinstance(entry, bool) for entry in found) and len(found) == len(source.train):
         found = np.flatnonzero(found)
     return [(f"entry {i}", str(entry)) for i, entry in enumerate(found, 1)]
@@ -303,13 +335,16 @@ def look_up(entries, source: Source, origin) -> np.ndarray:
     "Positions, where all entries are whole numbers, or the data set has no paths; else the images at these paths."
     if not entries: raise ValueError(f"{origin} is empty: it names no image to forget")
     numbers = source.paths is None or all(whole(entry) is not None for _, entry in entries)
-    return numbers_of(entries, len(source.train), origin) if numbers else find_all(entries, known_paths(source), origin)
+    return (numbers_of(entries, len(source.train), origin) if numbers
+            else find_all(entries, known_paths(source), origin))
 
 def from_npy(path: Path, source: Source) -> np.ndarray:
     "Positions (or a mask, or paths) in a NumPy file. `ValueError` if it holds anything else."
     try: found = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as e: raise ValueError(f"{path} is not a .npy array of integers ({e})") from e
-    if not isinstance(found, np.ndarray): raise ValueError(f"{path} is an archive, not one .npy array of integers")
+    except (ValueError, EOFError) as e:
+        raise ValueError(f"{path} is not a .npy array of integers ({e})") from e
+    if not isinstance(found, np.ndarray):
+        raise ValueError(f"{path} is an archive, not one .npy array of integers")
     if found.dtype.kind == "U" and found.ndim == 1:
         return look_up([(f"entry {i}", text) for i, text in enumerate(found.tolist(), 1)], source, path)
     try: return check_forget(by_positions(found, source, 0), len(source.train))
@@ -328,14 +363,16 @@ def by_file(forget, source: Source, seed: int):
         raise ValueError(f"the forget file {path} {looked}: {meant(str(forget), source)}")
     if (ending := path.suffix.lower()) == ".npy": return from_npy(path, source)
     if source.paths: source = source._replace(paths=known_paths(source))
-    if ending in READERS: return look_up(READERS[ending](read_text(path), path, source), source, path)
+    if ending in READERS:
+        return look_up(READERS[ending](read_text(path), path, source), source, path)
     raise ValueError(f"the forget file {path.name} has the ending {path.suffix!r}: use {ENDINGS}")
 
 def meant(text: str, source: Source) -> str:
     "What somebody may have meant by the name of a file that is not there."
     if text in source.classes: return f"for all of the class, write 'class:{text}'"
     if whole(text) is not None: return f"for a count, write forget={text} without quotes"
-    if source.paths and re.search(r"[/\\]", text): return f"for an image by its path, write a list, [{text!r}]"
+    if source.paths and re.search(r"[/\\]", text):
+        return f"for an image by its path, write a list, [{text!r}]"
     return f"name an existing {ENDINGS}"
 
 # %% ../nbs/19_load.ipynb #b9ae609f
@@ -361,7 +398,8 @@ class Share:
         if self.of not in ("identities", "images"):
             raise ValueError(f"a share of {self.of!r}: use 'identities' or 'images'")
         if (share := as_share(self.share)) is None:
-            raise ValueError(f"a share of {self.share!r} is no share: write a tenth as 0.1 or '10%'")
+            raise ValueError(f"a share of {self.share!r} is no share: "
+                             "write a tenth as 0.1 or '10%'")
         object.__setattr__(self, "share", share)
 
 @dataclass(frozen=True)
@@ -374,7 +412,8 @@ WORDS = {"identities": Share(), "images": Share(of="images")}  # what the two wo
 # %% ../nbs/19_load.ipynb #80e80372
 def _flat(asked) -> list:
     "What a collection holds, or collections in it; one thing is a list of itself."
-    if hasattr(asked, "tolist"): asked = asked.tolist()  # a tensor, an array, or a number of NumPy's
+    # a tensor, an array, or a number of NumPy's
+    if hasattr(asked, "tolist"): asked = asked.tolist()
     if isinstance(asked, str) or not isinstance(asked, Iterable): return [asked]
     return [v for inner in asked for v in _flat(inner)]
 
@@ -382,7 +421,8 @@ def _numbers(asked, what: str) -> list:
     "Whole numbers, from whatever holds them. `ValueError` names what is none."
     for v in (values := _flat(asked)):
         if isinstance(v, bool) or not isinstance(v, Integral):
-            raise ValueError(f"{what} {v!r} is no whole number: people and classes are named by theirs, such as 7")
+            raise ValueError(f"{what} {v!r} is no whole number: "
+                             "people and classes are named by theirs, such as 7")
     return [int(v) for v in values]
 
 def _classes(request: Share, source: Source) -> list:
@@ -400,12 +440,15 @@ def _drawn(request: Share, source: Source, part, rng) -> tuple:  # positions in 
     total = len(ids) if request.of == "images" else len(np.unique(ids))
     n = round(request.share * total)
     if n < 1:
-        raise ValueError(f"a share of {request.share} of {total} {request.of} is none: ask for {1 / total:.2g} or more")
-    if request.of == "identities": return choose_identities(ids, labels, n, classes, rng, source.spanning)
+        raise ValueError(f"a share of {request.share} of {total} {request.of} is none: "
+                         f"ask for {1 / total:.2g} or more")
+    if request.of == "identities":
+        return choose_identities(ids, labels, n, classes, rng, source.spanning)
     eligible = np.flatnonzero(np.isin(labels, classes))
     if n > len(eligible):
-        raise ValueError(f"{n} of {total} images are to be forgotten, and {len(eligible)} lie in the classes "
-                         f"{', '.join(map(str, classes))}: forget a smaller share, or name more classes")
+        raise ValueError(f"{n} of {total} images are to be forgotten, "
+                         f"and {len(eligible)} lie in the classes {', '.join(map(str, classes))}: "
+                         "forget a smaller share, or name more classes")
     return np.sort(rng.choice(eligible, n, replace=False)), []
 
 # %% ../nbs/19_load.ipynb #c76f5be3
@@ -413,8 +456,8 @@ def _drawn(request: Share, source: Source, part, rng) -> tuple:  # positions in 
 def _named(request, source: Source) -> list:
     "The people whom a request names; nobody, where it draws them. `ValueError` on somebody without a training image."
     if (ids := source.train.identities) is None:
-        raise ValueError(f"forget={request!r} needs to know whose image is whose, and {source.name} does not: "
-                         "pass a count, positions or a file")
+        raise ValueError(f"forget={request!r} needs to know whose image is whose, "
+                         f"and {source.name} does not: pass a count, positions or a file")
     named = sorted(_numbers(request.who, "identity")) if isinstance(request, People) else []
     if unknown := set(named) - set(ids.tolist()):
         raise ValueError(f"identity {min(unknown)} has no training image: "
@@ -437,16 +480,18 @@ def _divide_people(source: Source, request, seed, val, subset) -> Split:
     "Divide a data set by whose image is whose. `ValueError` if it does not know."
     train, named = source.train, _named(request, source)
     held, kept = _hold_out_people(train.identities.numpy(), named, seed, val, subset)
-    if isinstance(request, People): forget, dropped = np.flatnonzero(np.isin(train.identities[kept], named)), []
-    else: forget, dropped = _drawn(request, source, train[kept], np.random.default_rng([seed, 0]))
+    if isinstance(request, People):
+        forget, dropped = np.flatnonzero(np.isin(train.identities[kept], named)), []
+    else:
+        forget, dropped = _drawn(request, source, train[kept], np.random.default_rng([seed, 0]))
     stay = np.delete(kept, dropped)
     with with_ways(): forget = check_forget(np.searchsorted(stay, kept[forget]), len(stay))
     split = make_split(train[stay], source.test, forget, source.classes, source.name)
     return replace(split, val=train[held].compact()) if val else split
 
 # %% ../nbs/19_load.ipynb #53f48fcc
-SOURCES = {"digits": digits, "cifar10": cifar10, "cifar10n": cifar10n, "folder": image_folder, "celeba": celeba,
-           "writers": writers}
+SOURCES = {"digits": digits, "cifar10": cifar10, "cifar10n": cifar10n, "folder": image_folder,
+           "celeba": celeba, "writers": writers}
 OURS = "root, forget, seed, val and subset"  # what every data set takes
 
 def options_of(dataset: str) -> dict:
@@ -456,7 +501,8 @@ def options_of(dataset: str) -> dict:
 
 def takes_any(dataset: str) -> bool:
     "Whether a data set's loader looks after its options itself (`**options`)."
-    return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(SOURCES[dataset]).parameters.values())
+    return any(p.kind is p.VAR_KEYWORD
+               for p in inspect.signature(SOURCES[dataset]).parameters.values())
 
 def refuse_option(dataset: str, name: str):
     "`ValueError`: the data set has no such option. It names those that it has, and the data sets that have this one."
@@ -470,7 +516,8 @@ COUNTS = {  # the least that an option may be, and what to write
     "image_size": (1, "use at least 1 pixel, one whole number: images become squares of that size"),
     "seed": (0, "use a whole number, 0 or more"),
     "val": (0, "use a whole number: so many training images are held out, 0 for none"),
-    "subset": (2, "use a whole number, 2 or more: so many training images are kept; leave it out for all"),
+    "subset": (2, "use a whole number, 2 or more: so many training images are kept; "
+                  "leave it out for all"),
 }
 
 def as_count(name: str, value) -> int:
@@ -485,13 +532,17 @@ def _checked(dataset: str, options: dict) -> dict:
     own = options_of(dataset)
     odd = [name for name in options if name not in own]
     if odd and not takes_any(dataset): refuse_option(dataset, odd[0])
-    if text := [k for k, v in options.items() if isinstance(v, str) and isinstance(own.get(k), tuple)]:
-        raise ValueError(f"{text[0]} is {options[text[0]]!r}: write a tuple, ({options[text[0]]!r},)")
+    if text := [k for k, v in options.items()
+                if isinstance(v, str) and isinstance(own.get(k), tuple)]:
+        raise ValueError(f"{text[0]} is {options[text[0]]!r}: "
+                         f"write a tuple, ({options[text[0]]!r},)")
     left_out = {k for k, v in options.items() if v is None and own.get(k, 0) is None}
-    return {**options, **{k: as_count(k, v) for k, v in options.items() if k in COUNTS and k not in left_out}}
+    return {**options, **{k: as_count(k, v) for k, v in options.items()
+                          if k in COUNTS and k not in left_out}}
 
 # %% ../nbs/19_load.ipynb #7158c452
-OPTIONS_OF_YOURS = "a source that was made already takes no {}=: pass that to what made it, such as from_dataset"
+OPTIONS_OF_YOURS = ("a source that was made already takes no {}=: "
+                    "pass that to what made it, such as from_dataset")
 
 def load_source(
     dataset,    # a name in SOURCES, or a source: it is there already
@@ -500,7 +551,8 @@ def load_source(
 ) -> Source:
     "A data set by its name, not yet divided. `ValueError` on an unknown one, or an unknown option."
     if isinstance(dataset, Source) and root is None and not options: return dataset
-    if isinstance(dataset, Source): raise ValueError(OPTIONS_OF_YOURS.format(", ".join(options) or "root"))
+    if isinstance(dataset, Source):
+        raise ValueError(OPTIONS_OF_YOURS.format(", ".join(options) or "root"))
     if not isinstance(dataset, str) or dataset not in SOURCES:
         raise ValueError(f"unknown data set {dataset!r}: the known ones are {', '.join(SOURCES)}; "
                          "your own are made by from_dataset")
@@ -513,8 +565,10 @@ def _divide_images(source: Source, request, seed, val, subset) -> Split:
     "Divide a data set by a list of images."
     forget = positions(request, source, seed)
     if val >= (retained := len(source.train) - len(forget)):
-        raise ValueError(f"val is {val}, and {retained} images are retained: hold out 0 to {retained - 1}")
-    return make_split(source.train, source.test, forget, source.classes, source.name, val, subset, seed)
+        raise ValueError(f"val is {val}, and {retained} images are retained: "
+                         f"hold out 0 to {retained - 1}")
+    return make_split(source.train, source.test, forget, source.classes,
+                      source.name, val, subset, seed)
 
 # %% ../nbs/19_load.ipynb #7ab9ee7d
 def load_split(
@@ -532,10 +586,12 @@ def load_split(
     if subset is not None: subset = as_count("subset", subset)
     source = load_source(dataset, root, **options)
     if val and source.val is not None:
-        raise ValueError(f"{source.name} has a validation part of its own, of {len(source.val)} images: leave out val=")
+        raise ValueError(f"{source.name} has a validation part of its own, "
+                         f"of {len(source.val)} images: leave out val=")
     if forget is None and (forget := source.forget) is None:
         who = source.name if dataset is source else f"a {dataset}"
-        raise ValueError(f"{who} needs forget=, for nobody else can say what is to be forgotten\n{WAYS_TABLE}")
+        raise ValueError(f"{who} needs forget=, for nobody else can say "
+                         f"what is to be forgotten\n{WAYS_TABLE}")
     request = WORDS.get(forget, forget) if isinstance(forget, str) else forget
     divide = _divide_people if isinstance(request, (Share, People)) else _divide_images
     split = divide(source, request, seed, val, subset)
@@ -570,8 +626,8 @@ def _other_classes(split, free, val, spanning, rng) -> tuple:
     held = free[draw_balanced(labels[free], val, rng(3))]
     free = np.setdiff1d(free, held)
     if len(others := np.unique(labels[free])) < n:
-        raise ValueError(f"{n} classes are forgotten and {len(others)} are left, so no other {n} can be: "
-                         "tune on a count or a share instead")
+        raise ValueError(f"{n} classes are forgotten and {len(others)} are left, "
+                         f"so no other {n} can be: tune on a count or a share instead")
     return held, free[np.isin(labels[free], rng(4).choice(others, n, replace=False))], []
 
 # %% ../nbs/19_load.ipynb #3426e712
@@ -618,7 +674,9 @@ def wrong_labels(
 ) -> Split:
     "The same images, of which a share has wrong labels and is to be forgotten. `ValueError` if that is none, or all."
     n, classes = len(split.train), len(split.classes)
-    if classes < 2: raise ValueError(f"{split.name} has one class, so no label can be wrong: use data of two or more")
+    if classes < 2:
+        raise ValueError(f"{split.name} has one class, so no label can be wrong: "
+                         "use data of two or more")
     if not 0 < (wrong := round(share * n)) < n:
         raise ValueError(f"a share of {share} names {wrong} of {n} training images: "
                          f"ask for one that names 1 to {n - 1}")
@@ -626,8 +684,10 @@ def wrong_labels(
     if at is not None: share = len(at := check_forget(at, n)) / n
     else: at = np.sort(rng.choice(n, wrong, replace=False))
     truth = split.train.labels if split.train.truth is None else split.train.truth
-    train = replace(split.train, labels=_mislabel(truth.cpu(), at, classes, rng).to(truth.device), truth=truth)
-    made = make_split(train, split.test, at, split.classes, f"{split.name} ({100 * share:.3g} % wrong labels)")
+    train = replace(split.train,
+                    labels=_mislabel(truth.cpu(), at, classes, rng).to(truth.device), truth=truth)
+    made = make_split(train, split.test, at, split.classes,
+                      f"{split.name} ({100 * share:.3g} % wrong labels)")
     return replace(made, val=split.val)
 
 # %% ../nbs/19_load.ipynb #5c921d36
@@ -638,14 +698,19 @@ def listed(source: Source, path, column: str) -> list:  # (position in train, wh
     at, path = by_file(path, source, 0), Path(path).expanduser()
     (_, header), *rows = rows_of(read_text(path), path, source.paths or ())
     if (names := [name.strip() for name in header]).count(column) != 1:
-        raise ValueError(f"{path} has the columns {', '.join(names)}: one has to be called {column!r}")
+        raise ValueError(f"{path} has the columns {', '.join(names)}: "
+                         f"one has to be called {column!r}")
     k = names.index(column)
     if len(at) < len(rows): raise ValueError(f"{path} lists an image twice: list each once")
     for place, row in rows:
-        if "".join(row[len(names):]).strip(): raise ValueError(TOO_LONG.format(path, place, len(row), len(names)))
-    said = [(i, "".join(row[k:k + 1]).strip(), f"{path}, {place}") for i, (place, row) in zip(at, rows)]
+        if "".join(row[len(names):]).strip():
+            raise ValueError(TOO_LONG.format(path, place, len(row), len(names)))
+    said = [(i, "".join(row[k:k + 1]).strip(), f"{path}, {place}")
+            for i, (place, row) in zip(at, rows)]
     for _, text, place in said:
-        if not text: raise ValueError(f"{place}, has nothing in the column {column}: do without it, if nobody knows")
+        if not text:
+            raise ValueError(f"{place}, has nothing in the column {column}: "
+                             "do without it, if nobody knows")
     return said
 
 # %% ../nbs/19_load.ipynb #19aa0001
@@ -659,7 +724,8 @@ def with_truth(
     truth = (given if source.train.truth is None else source.train.truth).clone()
     for i, text, place in listed(source, path, column):
         if (label := _label(text, source)) == given[i]:
-            raise ValueError(f"{place}: the true label is the one that was given, {source.classes[label]}")
+            raise ValueError(f"{place}: the true label is the one that was given, "
+                             f"{source.classes[label]}")
         truth[i] = label
     return source._replace(train=replace(source.train, truth=truth))
 
@@ -671,9 +737,12 @@ def _numbered(who, places) -> list:
     names = [" ".join(unicodedata.normalize("NFC", text).split()) for text in who]
     for name, place in zip(names, places):
         if name.casefold() in NOBODY:
-            raise ValueError(f"{place}, says {name!r}: people whom nobody knows are not one person; give each a name")
-    if all(re.fullmatch(r"0|[1-9][0-9]{0,15}", name) for name in names): return [int(name) for name in names]
-    if len(set(names)) > len(set(map(str.casefold, names))): warnings.warn("some names of people differ only in case")
+            raise ValueError(f"{place}, says {name!r}: "
+                             "people whom nobody knows are not one person; give each a name")
+    if all(re.fullmatch(r"0|[1-9][0-9]{0,15}", name) for name in names):
+        return [int(name) for name in names]
+    if len(set(names)) > len(set(map(str.casefold, names))):
+        warnings.warn("some names of people differ only in case")
     return np.unique(names, return_inverse=True)[1].tolist()
 
 # %% ../nbs/19_load.ipynb #19aa0003
@@ -686,8 +755,8 @@ def with_identities(
     at, who, places = zip(*listed(source, path, column))
     if left := sorted(set(range(len(source.train))) - set(at)):
         first = source.paths[left[0]] if source.paths else f"position {left[0]}"
-        raise ValueError(f"{path} does not say whose {len(left)} of the {len(source.train)} training images are, {first} "
-                         "for one: list each")
+        raise ValueError(f"{path} does not say whose {len(left)} of the {len(source.train)} "
+                         f"training images are, {first} for one: list each")
     identities = torch.empty(len(at), dtype=torch.int64)
     identities[torch.as_tensor(at)] = torch.as_tensor(_numbered(who, places))
     return source._replace(train=replace(source.train, identities=identities))
