@@ -28,7 +28,8 @@ class Mask(nn.Module):
         self.image = image  # shape and dtype of one image, with which the place was found
         self.register_buffer("mask", None)  # nothing is masked
 
-    def reset_parameters(self): self.mask = None  # a network drawn anew must not know what was forgotten
+    # a network drawn anew must not know what was forgotten
+    def reset_parameters(self): self.mask = None
 
     def forward(self, x):
         mask = self.mask
@@ -43,8 +44,9 @@ def masks(model: nn.Module) -> dict:
     return dict(sorted(found, key=lambda item: item[1].order))
 
 # %% ../nbs/21_activations.ipynb #a9948a70
-_NAMES = ("relu relu6 leaky_relu prelu rrelu elu celu selu gelu silu mish glu hardswish hardsigmoid hardtanh "
-          "hardshrink softshrink tanhshrink softplus softsign logsigmoid threshold sigmoid tanh expit").split()
+_NAMES = ("relu relu6 leaky_relu prelu rrelu elu celu selu gelu silu mish glu hardswish "
+          "hardsigmoid hardtanh hardshrink softshrink tanhshrink softplus softsign logsigmoid "
+          "threshold sigmoid tanh expit").split()
 _METHODS = {name for n in _NAMES for name in (n, f"{n}_")}
 _SPACES = (torch, F, torch.Tensor, torch._C._nn, torch.special)
 
@@ -72,7 +74,8 @@ def _is_hidden(func, args, kwargs):
 
 _LARGER = {f for name in ("maximum", "max", "fmax") for f in _named(name)}
 _IN_PLACE = [n for n in (*_NAMES, "clamp", "clip", "clamp_min") if _named(f"{n}_")]
-_ORDINARY = {f"{n}_": n for n in _IN_PLACE} | {f: _named(n)[0] for n in _IN_PLACE for f in _named(f"{n}_")}
+_ORDINARY = ({f"{n}_": n for n in _IN_PLACE}
+             | {f: _named(n)[0] for n in _IN_PLACE for f in _named(f"{n}_")})
 
 # %% ../nbs/21_activations.ipynb #9e1974a5
 @dataclass(eq=False)
@@ -119,8 +122,10 @@ class Pass(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if self.frame and _is_activation(func, args, kwargs or {}): self.calls.append(Call(func, self.frame, out, early=self.early))
-        if self.frame and _is_hidden(func, args, kwargs or {}): self.hidden.append(self.frame.module)
+        if self.frame and _is_activation(func, args, kwargs or {}):
+            self.calls.append(Call(func, self.frame, out, early=self.early))
+        if self.frame and _is_hidden(func, args, kwargs or {}):
+            self.hidden.append(self.frame.module)
         return out
 
     def enter(self, m, args, kwargs):
@@ -131,7 +136,8 @@ class Pass(TorchFunctionMode):
         frame, self.frame, self.early = self.frame, self.frame.parent, self.early and not m._parameters
         own = [c for c in self.calls if c.frame is frame and c.module is None]
         if not own or not _only_activates(frame, out): return
-        self.calls = [c for c in self.calls if c not in own] + [Call(own[-1].func, frame.parent, out, m, early=own[0].early)]
+        self.calls = ([c for c in self.calls if c not in own]
+                      + [Call(own[-1].func, frame.parent, out, m, early=own[0].early)])
 
 # %% ../nbs/21_activations.ipynb #46fce384
 def record(
@@ -186,7 +192,8 @@ def _function_slot(seen, call):
     held = [name for name, value in vars(owner).items() if value is call.func]
     calls = [c for c in _siblings(seen, call) if c.func is call.func]
     if len(held) != 1 or len(calls) != 1 or not _once(seen, owner): return None
-    return f"{_names(seen.net, owner)[0]}.{held[0]}".lstrip(".") if call.func.__name__ in _MODULES else None
+    return (f"{_names(seen.net, owner)[0]}.{held[0]}".lstrip(".")
+            if call.func.__name__ in _MODULES else None)
 
 # %% ../nbs/21_activations.ipynb #71cc1418
 def _slot(seen, call, simple):
@@ -241,7 +248,8 @@ class _Tracer(fx.Tracer):
 # %% ../nbs/21_activations.ipynb #3633c812
 def _constants(frame):
     "Arguments of a call that are not computed from the images."
-    bound = inspect.signature(type(frame.module).forward).bind(frame.module, *frame.args, **frame.kwargs)
+    bound = inspect.signature(type(frame.module).forward).bind(
+        frame.module, *frame.args, **frame.kwargs)
     bound.apply_defaults()
     plain = (bool, int, float, str, type(None))
     return {k: v for k, v in bound.arguments.items() if isinstance(v, plain)}
@@ -256,7 +264,8 @@ def _made(module):
 def _flags(module):
     "The numbers, words and switches that the modules keep."
     plain = (bool, int, float, str)
-    return {f"{name}.{k}": v for name, m in module.named_modules() for k, v in vars(m).items() if isinstance(v, plain)}
+    return {f"{name}.{k}": v for name, m in module.named_modules()
+            for k, v in vars(m).items() if isinstance(v, plain)}
 
 def _check_trace(module, flags):
     "`ValueError` where the trace froze what the forward computes anew."
@@ -281,7 +290,8 @@ def _trace(host, unrolled):
 # %% ../nbs/21_activations.ipynb #e01d1c4d
 def _activates(node, modules):
     "Is this node an activation? `modules`: names of the host's activation modules."
-    if node.op in ("call_function", "call_method"): return _is_activation(node.target, node.args, node.kwargs)
+    if node.op in ("call_function", "call_method"):
+        return _is_activation(node.target, node.args, node.kwargs)
     return node.op == "call_module" and node.target in modules
 
 # %% ../nbs/21_activations.ipynb #b2739dcc
@@ -364,9 +374,11 @@ _count = itertools.count()
 def _compile(text, objects):
     "The functions in a text, by name."
     file, space = f"<forward with masks {next(_count)}>", dict(objects)
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # torch.jit reads the source
+    # torch.jit reads the source
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     exec(compile(text, file, "exec"), space)
-    return {k: v for k, v in space.items() if inspect.isfunction(v) and v.__code__.co_filename == file}
+    return {k: v for k, v in space.items()
+            if inspect.isfunction(v) and v.__code__.co_filename == file}
 
 # %% ../nbs/21_activations.ipynb #5a094982
 class _Rewritten:
@@ -377,7 +389,8 @@ class _Rewritten:
 
 def _rewritten(cls, text, objects):
     "A module's class, with the forward of this text."
-    body = {"_text": text, "_objects": objects, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    body = {"_text": text, "_objects": objects,
+            "__module__": cls.__module__, "__doc__": cls.__doc__}
     return type(cls.__name__, (_Rewritten, cls), body | _compile(text, objects))
 
 def _new(cls, text, objects):
@@ -454,7 +467,8 @@ def _of_images(seen, x):
         if _batched(call, fewer, len(x)): yield call
         elif _depends(call, x):
             out = f"the output of {call.func.__name__}, {tuple(call.out.shape)}"
-            _refuse(seen, call.module or call.frame.module, f"{out}, does not begin with the batch of {len(x)}")
+            _refuse(seen, call.module or call.frame.module,
+                    f"{out}, does not begin with the batch of {len(x)}")
 
 # %% ../nbs/21_activations.ipynb #5adbc675
 _MAXIMUM = "the larger of x and 0 is an activation, and written so it cannot be told in a trace"
@@ -573,9 +587,11 @@ def _verified(net, x):
 # %% ../nbs/21_activations.ipynb #75f831af
 def _warn_of_recurrent(net):
     for name, m in net.named_modules():
-        if isinstance(m, (nn.RNNBase, nn.RNNCellBase)): warnings.warn(_RECURRENT.format(type(m).__name__, name))
+        if isinstance(m, (nn.RNNBase, nn.RNNCellBase)):
+            warnings.warn(_RECURRENT.format(type(m).__name__, name))
 
-_RECURRENT = "the activations inside {} {!r} are computed in one call: they get no mask, the network's others do"
+_RECURRENT = ("the activations inside {} {!r} are computed in one call: "
+              "they get no mask, the network's others do")
 
 # %% ../nbs/21_activations.ipynb #beb1ebc7
 _SCRIPTED = "a scripted network cannot be rewritten: place the masks before torch.jit.script"
@@ -618,9 +634,11 @@ def mask_activations(
     found = masks(model)
     for name, mask in new.items():
         if name not in found:
-            raise ValueError(f"no mask {name!r}: the network's are {', '.join(found) or 'none (see place_masks)'}")
+            raise ValueError(f"no mask {name!r}: the network's are "
+                             f"{', '.join(found) or 'none (see place_masks)'}")
         if (size := tuple(mask.shape)) != found[name].size:
             raise ValueError(f"mask {name!r} is {size}, and its activation {found[name].size}")
         old = found[name].mask
-        found[name].mask = mask.bool().clone() if old is None else mask.to(old.device, torch.bool) & old
+        found[name].mask = (mask.bool().clone() if old is None
+                            else mask.to(old.device, torch.bool) & old)
     return model

@@ -25,21 +25,22 @@ def ask(model, images, n=32) -> tuple:  # the answers, N × classes; the batch
         with torch.no_grad(), eval_mode(model): return outputs(model, batch.x), batch
     except RuntimeError as e:
         layers = (m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
-        first, shape = next((f": its first layer is {m}" for m in layers), ""), " × ".join(map(str, images.shape))
+        first, shape = (next((f": its first layer is {m}" for m in layers), ""),
+                        " × ".join(map(str, images.shape)))
         raise ValueError(f"the network refuses images of {shape}{first} ({e})") from e
 
 def refuse_answers(z, classes: int):
     "`ValueError` unless answers are logits, one for each class at least."
     if z.shape[1] < classes:
-        raise ValueError(f"the network has {z.shape[1]} outputs, and the data set {classes} classes: "
-                         "give it one output for each class")
+        raise ValueError(f"the network has {z.shape[1]} outputs, "
+                         f"and the data set {classes} classes: give it one output for each class")
     if not z.isfinite().all():
-        raise ValueError("the original network answers with numbers that are not finite: its training diverged, "
-                         "or its file is damaged")
+        raise ValueError("the original network answers with numbers that are not finite: "
+                         "its training diverged, or its file is damaged")
     sums = z.float().sum(1)
     if (z >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        raise ValueError("the network's answers are probabilities (they add up to 1): leave the softmax out, "
-                         "logits are needed")
+        raise ValueError("the network's answers are probabilities (they add up to 1): "
+                         "leave the softmax out, logits are needed")
 
 # %% ../nbs/24_check.ipynb #6917e34b
 def refuse_batch(model, batch, size):
@@ -49,8 +50,9 @@ def refuse_batch(model, batch, size):
     try: return F.cross_entropy(outputs(model, some.x).float(), some.y)
     except ValueError as e:
         if "more than 1 value per channel" not in str(e): raise
-        raise ValueError(f"batch norm cannot train on a batch of {size} image: use a batch size of 2 or more, on at "
-                         "least 2 retained images, that leaves no single image to forget for its last batch") from e
+        raise ValueError(f"batch norm cannot train on a batch of {size} image: "
+                         "use a batch size of 2 or more, on at least 2 retained images, "
+                         "that leaves no single image to forget for its last batch") from e
 
 # %% ../nbs/24_check.ipynb #5eb123e2
 def gradients(value, params):
@@ -68,15 +70,17 @@ def refuse_training(copied, batch, size):
     params = [p for p in copied.parameters() if p.requires_grad]
     refuse_unreached(value, params)
     if not any(g is not None for g in gradients(value, params)):
-        raise ValueError(f"a deep copy of this {type(copied).__name__} goes on using the original's weights: "
-                         "does it keep a function or a bound method of itself? Call its modules directly")
+        raise ValueError(f"a deep copy of this {type(copied).__name__} goes on using "
+                         "the original's weights: does it keep a function or a bound method "
+                         "of itself? Call its modules directly")
 
 def refuse_copy(model, copied):
     "`ValueError` if a deep copy of a network has not its weights and buffers."
-    pairs = [(v, w) for (v, w) in zip(model.state_dict().values(), copied.state_dict().values()) if torch.is_tensor(v)]
+    pairs = [(v, w) for (v, w) in zip(model.state_dict().values(), copied.state_dict().values())
+             if torch.is_tensor(v)]
     if all(torch.equal(v.to(w.device), w) or v.isnan().any() for v, w in pairs): return
-    raise ValueError(f"a deep copy of this {type(model).__name__} has not its weights: give it a __deepcopy__ that "
-                     "copies them, or rebuild it and load its weights")
+    raise ValueError(f"a deep copy of this {type(model).__name__} has not its weights: "
+                     "give it a __deepcopy__ that copies them, or rebuild it and load its weights")
 
 # %% ../nbs/24_check.ipynb #459cf1bf
 @dataclass(frozen=True)
@@ -103,20 +107,23 @@ def doubt_accuracy(seen, labels):
     n = len(labels)
     chance = 100 * labels.unique(return_counts=True)[1].max().item() / n
     if seen > chance + max(resolution(chance, n), (100 - chance) / 20): return
-    remedy = "Pass its own mean= and std= (of pixels in [0, 1]) to load_split, in_memory or make_split"
-    warnings.warn(f"the network is right on {seen:.1f} % of {n:,} test images, and always naming their commonest class "
-                  f"is on {chance:.1f} %: were its training images normalised otherwise? {remedy}", Doubt, stacklevel=3)
+    remedy = ("Pass its own mean= and std= (of pixels in [0, 1]) "
+              "to load_split, in_memory or make_split")
+    warnings.warn(f"the network is right on {seen:.1f} % of {n:,} test images, "
+                  f"and always naming their commonest class is on {chance:.1f} %: "
+                  f"were its training images normalised otherwise? {remedy}", Doubt, stacklevel=3)
 
-COPIES = ("What retain still teaches is not forgotten: copies=True, in load_split or make_split, forgets all copies in "
-          "train; `duplicates(split)` lists them, for test and val too")
+COPIES = ("What retain still teaches is not forgotten: "
+          "copies=True, in load_split or make_split, forgets all copies in train; "
+          "`duplicates(split)` lists them, for test and val too")
 
 def doubt_copies(split: Split):
     "Warn of copies of forgotten images in the other parts."
     words = []
     for part, rows in split.copies.groupby("part", sort=False):
         gone, other = rows.forget.nunique(), rows[~rows.same_class].twin.nunique()
-        words.append(f"{gone:,} of {len(split.forget):,} images to be forgotten have identical copies in {part} "
-                     f"({rows.twin.nunique():,}, {other:,} under another label)")
+        words.append(f"{gone:,} of {len(split.forget):,} images to be forgotten have identical "
+                     f"copies in {part} ({rows.twin.nunique():,}, {other:,} under another label)")
     if words: warnings.warn(f"{'; '.join(words)}. {COPIES}", Doubt, stacklevel=3)
 
 # %% ../nbs/24_check.ipynb #c04fc305
@@ -126,7 +133,8 @@ def refuse_strangers(model, split):
         raise ValueError(f"the network is a {type(model).__name__}: pass a torch module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is scripted or traced: pass it as it was before torch.jit")
-    if lazy := [name for name, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]:
+    if lazy := [name for name, p in model.named_parameters()
+                if isinstance(p, nn.parameter.UninitializedParameter)]:
         raise ValueError(f"the network's {lazy[0]!r} has no shape yet: call it once on a batch")
     if split.train.labels.unique().numel() < 2:
         raise ValueError("all training images are of one class: there is nothing to tell apart")
@@ -134,9 +142,11 @@ def refuse_strangers(model, split):
 def refuse_accuracy(seen, stated, n):
     "`ValueError` if the accuracy that the library sees is not what the owner says."
     if abs(seen - stated) <= max(2, 1.5 * resolution(stated, n)): return
-    if 0 < stated <= 1: raise ValueError(f"accuracy is {stated}: write it in percent, {100 * stated:.4g}")
-    raise ValueError(f"the network is right on {seen:.1f} % of {n:,} test images, and {stated:.1f} % were stated: are "
-                     "mean, std, size and colours of the images those of its training, and the classes in its order?")
+    if 0 < stated <= 1:
+        raise ValueError(f"accuracy is {stated}: write it in percent, {100 * stated:.4g}")
+    raise ValueError(f"the network is right on {seen:.1f} % of {n:,} test images, "
+                     f"and {stated:.1f} % were stated: are mean, std, size and colours "
+                     "of the images those of its training, and the classes in its order?")
 
 def _spread(images, most): return np.unique(np.linspace(0, len(images) - 1, most).astype(int))
 
@@ -160,7 +170,8 @@ def check(
     refuse_copy(network, copied)
     with deterministic(0): answers, batch = ask(copied.to(device), split.train)
     refuse_answers(answers, len(split.classes))
-    with deterministic(0): seen, n = _test_accuracy(copied, split, most if accuracy is None else 2000)
+    with deterministic(0):
+        seen, n = _test_accuracy(copied, split, most if accuracy is None else 2000)
     if accuracy is not None: refuse_accuracy(seen, accuracy, n)
     elif trained: doubt_accuracy(seen, split.test.labels[_spread(split.test, most)])
     refuse_training(copied, batch, smallest)
@@ -170,4 +181,5 @@ def check(
 def summed_up(network, split, answers, seen, n) -> Look:
     weights = [p for p in network.parameters() if p.requires_grad]
     dtype, parameters = str(weights[0].dtype).removeprefix("torch."), sum(p.numel() for p in weights)
-    return Look(len(split.classes), answers.shape[1], dtype, parameters, seen, n, resolution(seen, len(split.forget)))
+    return Look(len(split.classes), answers.shape[1], dtype, parameters,
+                seen, n, resolution(seen, len(split.forget)))

@@ -35,7 +35,8 @@ class ResidualBlock(nn.Module):
 # %% ../nbs/20_models.ipynb #a056bab7
 def small_resnet(num_classes, in_channels=3, widths=(32, 64, 128)):
     "0.3 M parameters; a residual block for each width, all but the first halving the resolution."
-    stem = [nn.Conv2d(in_channels, widths[0], 4, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+    stem = [nn.Conv2d(in_channels, widths[0], 4, 2, 1, bias=False),
+            nn.BatchNorm2d(widths[0]), nn.ReLU()]
     blocks = [ResidualBlock(i, o, 1 if i == o else 2) for i, o in zip((widths[0], *widths), widths)]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes)]
     return nn.Sequential(*stem, *blocks, *head)
@@ -55,18 +56,20 @@ def _patch(image_size):
     if fits: return fits[0]
     near = max(8, 8 * round(image_size / 8))
     raise ValueError("vit cuts an image into 4 to 256 equal patches of at least 4 × 4 pixels, "
-                     f"and an image of {image_size} pixels cannot be cut so: resize the images, to {near} for example")
+                     f"and an image of {image_size} pixels cannot be cut so: "
+                     f"resize the images, to {near} for example")
 
 # %% ../nbs/20_models.ipynb #6bf6f98d
 def _vit(num_classes, in_channels, image_size):
     patch = _patch(image_size)
-    model = VisionTransformer(image_size, patch, num_layers=6, num_heads=3, hidden_dim=192, mlp_dim=768,
-                              num_classes=num_classes)
+    model = VisionTransformer(image_size, patch, num_layers=6, num_heads=3, hidden_dim=192,
+                              mlp_dim=768, num_classes=num_classes)
     if in_channels != 3: model.conv_proj = nn.Conv2d(in_channels, 192, patch, patch)
     return model
 
 # %% ../nbs/20_models.ipynb #61b4b834
-NETWORKS = {"small": lambda num_classes, in_channels, image_size: small_resnet(num_classes, in_channels),
+NETWORKS = {"small": lambda num_classes, in_channels, image_size:
+                small_resnet(num_classes, in_channels),
             "resnet18": _torchvision_resnet(resnet18),
             "resnet50": _torchvision_resnet(resnet50),
             "vit": _vit}
@@ -80,10 +83,12 @@ def create_model(
 ) -> nn.Module:            # float32 (N, in_channels, image_size, image_size) -> logits (N, num_classes)
     "A fresh network; the same seed gives the same weights. `ValueError` on an unknown name."
     known = ", ".join(NETWORKS)
-    if name not in NETWORKS: raise ValueError(f"unknown network {name!r}: the known ones are {known}")
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}: the known ones are {known}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return NETWORKS[name](num_classes, in_channels, image_size).to(memory_format=torch.channels_last)
+        return NETWORKS[name](num_classes, in_channels, image_size).to(
+            memory_format=torch.channels_last)
 
 # %% ../nbs/20_models.ipynb #31c2e132
 def unwrap(model: nn.Module) -> nn.Module:
@@ -123,7 +128,8 @@ def _remembers(value, modules):
 def _closure(net):
     "The name of an attribute whose function remembers a module of this network, or None."
     modules = {id(m) for m in net.modules()}
-    holding = (name for name, value in _attributes(net) for v in _held(value) if _remembers(v, modules))
+    holding = (name for name, value in _attributes(net) for v in _held(value)
+               if _remembers(v, modules))
     return next(holding, None)
 
 # %% ../nbs/20_models.ipynb #46c909bd
@@ -141,15 +147,19 @@ def copy_network(model: nn.Module) -> nn.Module:
     net = unwrap(model)
     refused = f"{type(net).__name__} cannot be copied"
     if name := _closure(net):
-        raise ValueError(f"{refused}: the function in its attribute {name!r} remembers the network itself, "
-                         "and that of a copy would go on asking the original: make it a method")
-    hooked = lambda p: getattr(p, "_backward_hooks", None) or getattr(p, "_post_accumulate_grad_hooks", None)
+        raise ValueError(f"{refused}: the function in its attribute {name!r} "
+                         "remembers the network itself, and that of a copy would go on "
+                         "asking the original: make it a method")
+    hooked = lambda p: (getattr(p, "_backward_hooks", None)
+                        or getattr(p, "_post_accumulate_grad_hooks", None))
     if name := next((name for name, p in net.named_parameters() if hooked(p)), None):
-        raise ValueError(f"{refused} with the hook on its parameter {name!r}, which a copy would lose: take it off, "
+        raise ValueError(f"{refused} with the hook on its parameter {name!r}, "
+                         "which a copy would lose: take it off, "
                          "and hold weights by a Constraint (Freeze, say)")
     memo = {id(t): t.detach().clone() for t in computed_tensors(net)}
     try: return copy.deepcopy(net, memo)
-    except Exception as e: raise ValueError(f"{refused} ({_uncopied(net)}: {e}): {_KEEP_OUTSIDE}") from e
+    except Exception as e:
+        raise ValueError(f"{refused} ({_uncopied(net)}: {e}): {_KEEP_OUTSIDE}") from e
 
 # %% ../nbs/20_models.ipynb #01e6112c
 def _leaves(out):
@@ -173,19 +183,23 @@ def find_logits(out) -> torch.Tensor:
     if isinstance(out, torch.Tensor): return out
     named = out.get("logits") if isinstance(out, Mapping) else getattr(out, "logits", None)
     if isinstance(named, torch.Tensor): return named
-    tensors = [v for v in _inside(out) if isinstance(v, torch.Tensor) and v.ndim]  # a single number is a loss, say
+    # a single number is a loss, say
+    tensors = [v for v in _inside(out) if isinstance(v, torch.Tensor) and v.ndim]
     rows = {tuple(t.shape) for t in tensors if t.ndim == 2 and len(t) == len(tensors[0])}
     if len(rows) > 1 and not isinstance(out, Mapping):  # features and logits, say
-        raise TypeError(f"which are the logits? The network returned a {type(out).__name__} of {sorted(rows)}: "
+        raise TypeError("which are the logits? "
+                        f"The network returned a {type(out).__name__} of {sorted(rows)}: "
                         "return the logits alone, or a dict or an object with 'logits'")
     if tensors and (len(tensors) == 1 or not isinstance(out, Mapping)): return tensors[0]
     keys = f" with keys {', '.join(map(str, out))}" if isinstance(out, Mapping) else ""
     raise TypeError(f"no logits in what the network returned, a {type(out).__name__}{keys}: "
-                    "expected a tensor, a tuple that begins with one, or a dict or an object with 'logits'")
+                    "expected a tensor, a tuple that begins with one, "
+                    "or a dict or an object with 'logits'")
 
 # %% ../nbs/20_models.ipynb #f772181d
 def _remedy(out, n):
-    if out.ndim > 2 and out.shape[2:].numel() == 1: return "flatten it: nn.Sequential(model, nn.Flatten())"
+    if out.ndim > 2 and out.shape[2:].numel() == 1:
+        return "flatten it: nn.Sequential(model, nn.Flatten())"
     if out.ndim == 1 and len(out) == n:
         return "one number an image: give it one logit a class, two for two classes"
     return "the library classifies images, one row of logits each"
@@ -193,7 +207,8 @@ def _remedy(out, n):
 def _check_shape(out, n):
     if out.ndim == 2 and len(out) == n: return out
     shape = " × ".join(map(str, out.shape)) or "one number"
-    raise ValueError(f"the network returned {shape} for {n} images instead of {n} × classes: {_remedy(out, n)}")
+    raise ValueError(f"the network returned {shape} for {n} images instead of {n} × classes: "
+                     f"{_remedy(out, n)}")
 
 # %% ../nbs/20_models.ipynb #20fadcd7
 def follow_dtype(model: nn.Module, x):
@@ -233,7 +248,8 @@ def with_tensors(model: nn.Module, make) -> nn.Module:
     copies = {id(t): t.detach().clone() for t in computed_tensors(model)}  # weight_norm's, say
     for name, t in stored_tensors(model).items():
         if id(t) in copies: continue
-        copies[id(t)] = nn.Parameter(make(name, t), t.requires_grad) if isinstance(t, nn.Parameter) else make(name, t)
+        copies[id(t)] = (nn.Parameter(make(name, t), t.requires_grad)
+                         if isinstance(t, nn.Parameter) else make(name, t))
     return copy.deepcopy(model, copies)
 
 # %% ../nbs/20_models.ipynb #c26ada54
@@ -241,11 +257,13 @@ def reset_modules(model: nn.Module):
     "Let every module draw its parameters anew, in place; what is frozen is its owner's, and stays."
     held = {p: p.detach().clone() for p in model.parameters() if not p.requires_grad}
     for m in model.modules():
-        for name in ("reset_parameters", "_reset_parameters"):  # the second is torch's own, of attention
+        # the second is torch's own, of attention
+        for name in ("reset_parameters", "_reset_parameters"):
             if callable(how := getattr(m, name, None)): how()
     for p, value in held.items(): p.copy_(value)
 
-def own_tensor(name, t): return torch.empty_like(t, device="cpu") if t.is_meta else t.detach().cpu().clone()
+def own_tensor(name, t):
+    return torch.empty_like(t, device="cpu") if t.is_meta else t.detach().cpu().clone()
 
 @torch.no_grad()
 def drawn_anew(model: nn.Module) -> nn.Module:  # on the CPU
@@ -256,6 +274,7 @@ def drawn_anew(model: nn.Module) -> nn.Module:  # on the CPU
     reset_modules(model)
     left = [name for name, p in model.named_parameters() if p.isnan().any()]
     if not left: return model
-    raise ValueError(f"{left[0]} is drawn anew by no reset_parameters (nor are {len(left) - 1} others): it would keep "
-                     "what it has learned; give its module one (in a study, or pass network=… a function that builds "
-                     "the network)")
+    raise ValueError(f"{left[0]} is drawn anew by no reset_parameters "
+                     f"(nor are {len(left) - 1} others): it would keep what it has learned; "
+                     "give its module one (in a study, or pass network=… "
+                     "a function that builds the network)")

@@ -24,7 +24,8 @@ def _ties(state):
     "name: the first name of the same tensor, for all names but the first."
     first = {}
     tensors = {k: v for k, v in state.items() if isinstance(v, torch.Tensor) and v.numel()}
-    return {k: one for k, v in tensors.items() if (one := first.setdefault(_same_tensor(v), k)) != k}
+    return {k: one for k, v in tensors.items()
+            if (one := first.setdefault(_same_tensor(v), k)) != k}
 
 # %% ../nbs/22_weights.ipynb #6c177ea5
 def _plain(name): return re.sub(r"(?<![^.])_orig_mod\.", "", name)  # torch.compile's prefix
@@ -56,7 +57,8 @@ def save_weights(
 
 # %% ../nbs/22_weights.ipynb #082955c4
 def _read_safetensors(path):
-    with safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    with safe_open(path, "pt") as f:
+        return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
 
 def _read_torch(path):
     with open(path, "rb") as f: return torch.load(f, map_location="cpu", weights_only=True)
@@ -64,14 +66,16 @@ def _read_torch(path):
 def _broken(e):
     "What to say of a file that torch or safetensors could not read."
     if "TorchScript" in str(e):
-        return "is a scripted network: write its weights, torch.save(torch.jit.load(path).state_dict(), …)"
+        return ("is a scripted network: write its weights, "
+                "torch.save(torch.jit.load(path).state_dict(), …)")
     why = f"({str(e).split('. ')[0][:100]})"
-    return f"is not whole, or not what its first bytes say {why}: fetch it once more from where it came"
+    return (f"is not whole, or not what its first bytes say {why}: "
+            "fetch it once more from where it came")
 
 # %% ../nbs/22_weights.ipynb #89fb8182
-_WHOLE = ("it holds more than tensors and plain values, as a network that was pickled whole does, and reading that "
-          "would execute its code: where you trust it, load it with its own code and write "
-          "torch.save(model.state_dict(), …)")
+_WHOLE = ("it holds more than tensors and plain values, as a network that was pickled whole does, "
+          "and reading that would execute its code: where you trust it, load it with its own code "
+          "and write torch.save(model.state_dict(), …)")
 
 _DAMAGE = (SafetensorError, RuntimeError, EOFError, OSError)
 
@@ -81,7 +85,8 @@ def _read(path):
     try:
         if head[8:] == b"{": return _read_safetensors(path)
         if head[:2] == b"PK" or head[:1] == b"\x80": return _read_torch(path), {}
-    except pickle.UnpicklingError as e: raise ValueError(f"{path} cannot be read safely: {_WHOLE}") from e
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path} cannot be read safely: {_WHOLE}") from e
     except _DAMAGE as e: raise ValueError(f"{path} {_broken(e)}") from e
     raise ValueError(f"{path} is neither a safetensors file nor a torch checkpoint")
 
@@ -117,7 +122,8 @@ def _tied_too(own, state, facts):
     told = {k: v for k, v in facts.items() if k not in state and v in state}
     ties = _ties(own)
     names = {**{one: k for k, one in ties.items() if k in state}, **ties}
-    return state | {k: state[v] for k, v in {**names, **told}.items() if k not in state and v in state}
+    return state | {k: state[v] for k, v in {**names, **told}.items()
+                    if k not in state and v in state}
 
 # %% ../nbs/22_weights.ipynb #785e7c19
 def _misfit(own, state):
@@ -125,7 +131,8 @@ def _misfit(own, state):
     missing, unexpected = [k for k in own if k not in state], [k for k in state if k not in own]
     shapes = [k for k in own if k in state and own[k].shape != state[k].shape]
     said = [f"it lacks {missing[0]!r}" + _more(missing)] if missing else []
-    if unexpected: said.append(f"it has {unexpected[0]!r}, which the network lacks" + _more(unexpected))
+    if unexpected:
+        said.append(f"it has {unexpected[0]!r}, which the network lacks" + _more(unexpected))
     for k in shapes[:1]:
         theirs, ours = tuple(state[k].shape), tuple(own[k].shape)
         said.append(f"{k!r} is {theirs}, and in the network {ours}" + _more(shapes))
@@ -164,15 +171,18 @@ def _inventory(found):
     return f"a {type(found).__name__}{keys}"
 
 def _hint(state, own):
-    extra = [k for k in state if k not in own and state[k].dtype == torch.bool and k.endswith(".mask")]
-    said = ". Its network had masks: save it with save_weights, or call place_masks on this one first"
+    extra = [k for k in state
+             if k not in own and state[k].dtype == torch.bool and k.endswith(".mask")]
+    said = (". Its network had masks: save it with save_weights, "
+            "or call place_masks on this one first")
     return said if extra else ""
 
 # %% ../nbs/22_weights.ipynb #f1d9355e
 def _placed(net, state, facts, path):
     try: return _with_places(net, state, facts)
     except Exception as e:
-        raise ValueError(f"{path} does not fit this network: its masks cannot be placed ({e})") from e
+        raise ValueError(f"{path} does not fit this network: "
+                         f"its masks cannot be placed ({e})") from e
 
 def _fill(net, state, path):
     own = net.state_dict()
