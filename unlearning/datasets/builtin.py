@@ -32,14 +32,16 @@ def digits(root=None, mean=None, std=None) -> Source:
     return Source("digits", train, test, tuple("0123456789"), forget=len(train) // 10)
 
 # %% ../../nbs/datasets/12_builtin.ipynb #37db7ccb
-CIFAR10_FILES = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
+CIFAR10_FILES = [*CIFAR10.train_list, *CIFAR10.test_list,
+                 [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
 
 def _check_cifar10(root):
     "`ValueError` names a file of CIFAR-10 in `root` that is missing, or is not the published one."
     for name, md5 in CIFAR10_FILES:
         path = root / CIFAR10.base_folder / name
         if check_integrity(str(path), md5): continue
-        state = "is corrupt (its MD5 differs from the published one)" if path.exists() else "is missing"
+        state = ("is corrupt (its MD5 differs from the published one)"
+                 if path.exists() else "is missing")
         raise ValueError(f"{path} {state}: {_get_cifar10(root)}")
 
 def _get_cifar10(root):
@@ -55,16 +57,18 @@ def challenge_indices(root) -> np.ndarray:  # int64, 5,000
     path = root / "forget_idx.npy"
     if not path.exists(): _get_challenge(path)
     if (found := hashlib.sha256(path.read_bytes()).hexdigest()) != CHALLENGE["sha256"]:
-        raise ValueError(f"{path} is not the challenge's file (sha256 {found[:12]}…, not {CHALLENGE['sha256'][:12]}…): "
-                         "delete it and run again")
+        raise ValueError(f"{path} is not the challenge's file (sha256 {found[:12]}…, "
+                         f"not {CHALLENGE['sha256'][:12]}…): delete it and run again")
     return np.load(path, allow_pickle=False)
 
 def _get_challenge(path):
     try:
-        with write_whole(path) as part: download_url(CHALLENGE["url"], str(path.parent), filename=part.name)
+        with write_whole(path) as part:
+            download_url(CHALLENGE["url"], str(path.parent), filename=part.name)
     except (OSError, RuntimeError, urllib.error.URLError) as e:
-        raise ValueError(f"{path} is missing and could not be downloaded from {CHALLENGE['url']} ({e}): "
-                         "put it there by hand, or pass forget=5000 to draw as many at random") from e
+        raise ValueError(f"{path} is missing and could not be downloaded "
+                         f"from {CHALLENGE['url']} ({e}): put it there by hand, "
+                         "or pass forget=5000 to draw as many at random") from e
 
 # %% ../../nbs/datasets/12_builtin.ipynb #076b3aa6
 def cifar10(root, mean=None, std=None) -> Source:
@@ -93,35 +97,41 @@ def _published(path) -> dict:  # arrays by name
         with torch.serialization.safe_globals(_ARRAYS): return torch.load(path, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
         why = str(e).splitlines()[0]
-        raise ValueError(f"{path} is not the published file ({why}): {_get_cifar10n(path.parent)}") from e
+        raise ValueError(f"{path} is not the published file ({why}): "
+                         f"{_get_cifar10n(path.parent)}") from e
 
 def _get_cifar10n(folder):
-    return f"put CIFAR-10_human.pt of https://github.com/UCSC-REAL/cifar-10-100n (CC BY-NC 4.0) into {folder}"
+    return ("put CIFAR-10_human.pt of https://github.com/UCSC-REAL/cifar-10-100n (CC BY-NC 4.0) "
+            f"into {folder}")
 
 # %% ../../nbs/datasets/12_builtin.ipynb #0bea5329
-CIFAR10N = dict(aggre="aggre_label", random1="random_label1", worse="worse_label")  # their names in the published file
+# their names in the published file
+CIFAR10N = dict(aggre="aggre_label", random1="random_label1", worse="worse_label")
 
 def _read_human(folder, labels):
     "The array of a file, whichever is there, and the file. `ValueError` if none is."
-    if (path := folder / f"{labels}_label.npy").exists(): return np.load(path, allow_pickle=False), path
+    if (path := folder / f"{labels}_label.npy").exists():
+        return np.load(path, allow_pickle=False), path
     if not (path := folder / "CIFAR-10_human.pt").exists():
         raise ValueError(f"CIFAR-10N is not in {folder}: {_get_cifar10n(folder)}")
     return _published(path).get(CIFAR10N[labels], np.array(())), path
 
 def human_labels(root, labels: str, n: int = 50_000) -> np.ndarray:  # int64, n
     "CIFAR-10N's labels, in the order of CIFAR-10's training images. `ValueError` on another file."
-    if labels not in CIFAR10N: raise ValueError(f"labels is {labels!r}: CIFAR-10N has {', '.join(CIFAR10N)}")
+    if labels not in CIFAR10N:
+        raise ValueError(f"labels is {labels!r}: CIFAR-10N has {', '.join(CIFAR10N)}")
     found, path = _read_human(root / "cifar-10n", labels)
     if found.shape == (n,) and found.dtype.kind in "iu" and np.isin(found, range(10)).all():
         return found.astype(np.int64)
-    raise ValueError(f"{path} holds {found.dtype} of shape {found.shape}, and not {n:,} labels from 0 to 9: "
-                     f"{_get_cifar10n(path.parent)}")
+    raise ValueError(f"{path} holds {found.dtype} of shape {found.shape}, "
+                     f"and not {n:,} labels from 0 to 9: {_get_cifar10n(path.parent)}")
 
 # %% ../../nbs/datasets/12_builtin.ipynb #64d0389d
 def known_part(wrong, known: float, seed: int = 0) -> np.ndarray:  # sorted positions
     "A share of the positions of wrong labels: those that somebody has found. `ValueError` if that is none."
     if not 0 < known <= 1 or not (n := round(known * len(wrong))):
-        raise ValueError(f"known={known} of {len(wrong)} wrong labels: ask for a share of them, above 0 and at most 1")
+        raise ValueError(f"known={known} of {len(wrong)} wrong labels: "
+                         "ask for a share of them, above 0 and at most 1")
     return np.sort(np.random.default_rng([seed, 6]).permutation(wrong)[:n])
 
 # %% ../../nbs/datasets/12_builtin.ipynb #8335920f

@@ -44,11 +44,15 @@ def _grow_features(p, trait, rng):
     p.jaw, p.cheeks = trait(2.3, .17, .2, 1.8, 3.3), trait(0, 0, .3, -.6, .6)
     p.skin = _mix(SKINS[int(p.tone)], SKINS[int(p.tone) + 1], p.tone % 1) * rng.normal(1, .025, 3)
     p.eye, p.eye_gap = trait(.165, -.006, .014), trait(.335, 0, .025)
-    p.eye_y, p.eye_tilt, p.lashes = trait(-.05, 0, .04), trait(0, -.02, .07), trait(.5, -.3, .25, 0, 1)
+    p.eye_y, p.eye_tilt, p.lashes = (
+        trait(-.05, 0, .04), trait(0, -.02, .07), trait(.5, -.3, .25, 0, 1))
     p.iris = rng.choice(IRISES, p=[.35, .2, .15, .2, .1]) + rng.normal(0, 8, 3)
-    p.brow, p.brow_y, p.brow_arch = trait(.07, .02, .012, .025, .14), trait(.27, -.012, .025), trait(.06, -.02, .03)
-    p.nose, p.nose_y, p.ears = trait(.13, .012, .022), p.eye_y + trait(.33, .008, .035), trait(.15, .01, .025)
-    p.mouth, p.lips, p.lipstick = trait(.3, 0, .03), trait(.065, -.008, .012, .035), trait(.3, -.25, .3, 0, 1)
+    p.brow, p.brow_y, p.brow_arch = (
+        trait(.07, .02, .012, .025, .14), trait(.27, -.012, .025), trait(.06, -.02, .03))
+    p.nose, p.nose_y, p.ears = (
+        trait(.13, .012, .022), p.eye_y + trait(.33, .008, .035), trait(.15, .01, .025))
+    p.mouth, p.lips, p.lipstick = (
+        trait(.3, 0, .03), trait(.065, -.008, .012, .035), trait(.3, -.25, .3, 0, 1))
 
 # %% ../../nbs/datasets/15_faces.ipynb #03de5807
 def _grow_marks(p, trait, rng):
@@ -56,7 +60,8 @@ def _grow_marks(p, trait, rng):
     p.freckles = rng.random() < .15 and p.tone < 3
     jewel = rng.uniform(60, 250, 3)
     p.earrings = jewel if trait(-.3, -.45, .6) > 0 else None
-    frame = lambda: SimpleNamespace(colour=rng.uniform(20, 130, 3), power=rng.choice([2, 4]), size=rng.uniform(.2, .27))
+    frame = lambda: SimpleNamespace(colour=rng.uniform(20, 130, 3), power=rng.choice([2, 4]),
+                                    size=rng.uniform(.2, .27))
     p.glasses = frame() if rng.random() < .22 else None
 
 def _grow_hair(p, trait, rng):
@@ -66,8 +71,10 @@ def _grow_hair(p, trait, rng):
     p.gray, p.grayness = _mix((150, 150, 156), (226, 226, 228), rng.random()), rng.uniform(.65, .95)
     p.length, p.volume = trait(.1, -.5, .4, -.6, 1.25), trait(.2, -.03, .05, .08)
     p.flare = rng.uniform(-.05, .22)
-    p.curl, p.curls = (rng.uniform(.02, .06), rng.integers(9, 15)) if rng.random() < .35 else (0., 10)
-    p.part, p.sweep = rng.uniform(-.7, .7), rng.uniform(1.2, 2) if p.length > 0 else rng.uniform(1.6, 5)
+    p.curl, p.curls = ((rng.uniform(.02, .06), rng.integers(9, 15)) if rng.random() < .35
+                       else (0., 10))
+    p.part, p.sweep = (rng.uniform(-.7, .7),
+                       rng.uniform(1.2, 2) if p.length > 0 else rng.uniform(1.6, 5))
     p.hairline, p.fringe = trait(-.66, -.02, .05, -.8, -.5), rng.random() < .2
     p.bun = rng.random() < .12 and p.length > -.1
     likely = dict(bald=(-1.5, .45), beard=(-1.05, .5), moustache=(-1.1, .5), stubble=(-.8, .5))
@@ -91,7 +98,8 @@ SIDES, ARC = (-1, 1), np.linspace(0, 2 * np.pi, 41)[:-1]
 def _oval(x, y, rx, ry, power=2.):
     "A superellipse as N × 2 points: an ellipse at power 2, a rounded box above."
     c, s = np.cos(ARC), np.sin(ARC)
-    return np.stack([x + rx * np.sign(c) * np.abs(c) ** (2 / power), y + ry * np.sign(s) * np.abs(s) ** (2 / power)], 1)
+    return np.stack([x + rx * np.sign(c) * np.abs(c) ** (2 / power),
+                     y + ry * np.sign(s) * np.abs(s) ** (2 / power)], 1)
 
 def _wide(cheeks, y): return 1 + cheeks * (.05 + .18 * np.exp(-((y - .5) / .4) ** 2))
 
@@ -105,16 +113,19 @@ CHUBBINESS = 1.4  # what Chubby adds to cheeks that spread by 0.3 among people
 def draw_moment(p, rng, gray=False, chubby=False) -> SimpleNamespace:
     "Draw what is special to one picture of person `p`."
     m = SimpleNamespace(
-        scale=rng.normal(.325, .012), angle=rng.normal(0, .07), shift=rng.normal(0, .018, 2), turn=rng.normal(0, .07),
+        scale=rng.normal(.325, .012), angle=rng.normal(0, .07),
+        shift=rng.normal(0, .018, 2), turn=rng.normal(0, .07),
         smile=rng.normal(.45, .45), open=max(0, rng.normal(-.1, .5)),
-        lids=np.clip(rng.normal(.9, .15), .35, 1.15), gaze=rng.normal(0, .25), brows=rng.normal(0, .03),
+        lids=np.clip(rng.normal(.9, .15), .35, 1.15), gaze=rng.normal(0, .25),
+        brows=rng.normal(0, .03),
         clothes=rng.uniform(30, 235, 3), noise=rng.uniform(1.5, 6), gain=rng.uniform(.78, 1.08),
         side=rng.normal(0, .13, 2), tint=rng.normal(1, .025, 3),
         colours=_mix(rng.uniform(40, 235, (2, 1)), rng.uniform(20, 245, (2, 3)), .6),
         direction=rng.integers(360), shapes=rng.uniform(size=(rng.integers(5), 7)))
     m.gray, m.chubby, m.cheeks = gray, chubby, p.cheeks + rng.normal(0, .08) + CHUBBINESS * chubby
     m.hair = _mix(p.hair, p.gray, gray * np.clip(p.grayness + rng.uniform(-.08, .08), 0, 1))
-    m.earrings = p.earrings if rng.random() < .8 and (p.bald or p.length < .3) else None  # long hair hides them
+    # long hair hides them
+    m.earrings = p.earrings if rng.random() < .8 and (p.bald or p.length < .3) else None
     m.glasses = p.glasses if rng.random() < .85 else None
     m.outline = _outline(p, m.cheeks)
     return m
@@ -123,12 +134,17 @@ def draw_moment(p, rng, gray=False, chubby=False) -> SimpleNamespace:
 class Pen:
     "Draws in the face's own coordinates; `depth` says how far a thing moves when the head turns."
     def __init__(self, canvas, m):
-        self.draw, self.turn, self.scale = ImageDraw.Draw(canvas, "RGBA"), m.turn, m.scale * canvas.width
-        self.origin, c, s = canvas.width * (np.array([.5, .55]) + m.shift), np.cos(m.angle), np.sin(m.angle)
+        self.draw, self.turn, self.scale = (
+            ImageDraw.Draw(canvas, "RGBA"), m.turn, m.scale * canvas.width)
+        self.origin, c, s = (
+            canvas.width * (np.array([.5, .55]) + m.shift), np.cos(m.angle), np.sin(m.angle))
         self.matrix = self.scale * np.array([[c, s], [-s, c]])
 
-    def at(self, points, depth=1.): return (np.asarray(points) + (self.turn * depth, 0)) @ self.matrix + self.origin
-    def ink(self, colour, alpha): return (*(int(c) for c in np.clip(colour, 0, 255)), int(255 * alpha))
+    def at(self, points, depth=1.):
+        return (np.asarray(points) + (self.turn * depth, 0)) @ self.matrix + self.origin
+
+    def ink(self, colour, alpha):
+        return (*(int(c) for c in np.clip(colour, 0, 255)), int(255 * alpha))
 
     def fill(self, points, colour, alpha=1., depth=1.):
         self.draw.polygon(self.at(points, depth).ravel().tolist(), self.ink(colour, alpha))
@@ -138,7 +154,8 @@ class Pen:
 
     def line(self, points, width, colour, alpha=1., depth=1.):
         width = max(1, round(width * self.scale))
-        self.draw.line(self.at(points, depth).ravel().tolist(), self.ink(colour, alpha), width, "curve")
+        self.draw.line(self.at(points, depth).ravel().tolist(),
+                       self.ink(colour, alpha), width, "curve")
 
 def _band(x, upper, lower):
     "The region between two curves over the same x."
@@ -152,13 +169,15 @@ def _background(m, side):
     draw = ImageDraw.Draw(image, "RGBA")
     for x, y, r, kind, *colour in m.shapes:
         box = side * np.array([x - r / 3, y - r / 3, x + r / 3, y + r / 3])
-        (draw.ellipse if kind < .6 else draw.rectangle)(box.tolist(), (*(int(255 * c) for c in colour), 70))
+        (draw.ellipse if kind < .6 else draw.rectangle)(
+            box.tolist(), (*(int(255 * c) for c in colour), 70))
     return image
 
 # %% ../../nbs/datasets/15_faces.ipynb #dfabe9f8
 def _body(pen, p, m):
     neck = .3 + .03 * p.lean + .06 * m.cheeks
-    pen.fill([(-neck, .5), (neck, .5), (neck + .04, 1.5), (-neck - .04, 1.5)], p.skin * .9, depth=.5)
+    pen.fill([(-neck, .5), (neck, .5), (neck + .04, 1.5), (-neck - .04, 1.5)],
+             p.skin * .9, depth=.5)
     pen.oval(0, 1.95, 1.15 + .06 * p.lean + .1 * m.cheeks, .72, m.clothes, depth=0, power=2.6)
     pen.oval(0, 1.25, neck + .1, .25, p.skin * .9, depth=.3)
     pen.oval(0, 1.02, neck, .14, p.skin * .55, .5, .5)
@@ -167,14 +186,16 @@ def _head(pen, p, m):
     for side in SIDES:
         pen.oval(side * (p.width + .02), .02, p.ears * .75, p.ears * 1.25, p.skin * .93, depth=-.3)
         pen.oval(side * (p.width + .03), .02, p.ears * .4, p.ears * .8, p.skin * .55, .35, depth=-.3)
-        if m.earrings is not None: pen.oval(side * (p.width + .05), .28, .06, .06, m.earrings, depth=-.3)
+        if m.earrings is not None:
+            pen.oval(side * (p.width + .05), .28, .06, .06, m.earrings, depth=-.3)
     pen.fill(m.outline, p.skin, depth=.4)
 
 # %% ../../nbs/datasets/15_faces.ipynb #c03ccf13
 def _hair_edge(p, start, stop):
     a = np.linspace(start, stop, 50)
     r = 1 + p.curl * (1 + np.sin(p.curls * a))
-    return np.stack([(p.width + .02 + p.volume * .7) * r * np.cos(a), -.12 + (.9 + p.volume) * r * np.sin(a)], 1)
+    return np.stack([(p.width + .02 + p.volume * .7) * r * np.cos(a),
+                     -.12 + (.9 + p.volume) * r * np.sin(a)], 1)
 
 def _hair_side(p, y):
     "How far from the middle long hair reaches at height y: it flares, waves, and rounds off at the ends."
@@ -194,7 +215,8 @@ def _hair_behind(pen, p, m):
 def _hairline(p):
     "From one temple to the other: x from 1 to −1 in half widths of the head, and y."
     u, low = np.linspace(1, -1, 25), -.1 + np.clip(p.length * .3, -.15, .12)
-    away = np.abs(u - p.part) / (1 - np.sign(u - p.part) * p.part)  # from the parting, 0, to either temple, 1
+    # from the parting, 0, to either temple, 1
+    away = np.abs(u - p.part) / (1 - np.sign(u - p.part) * p.part)
     if p.fringe: return u, -.34 + .03 * np.cos(14 * u) + (low + .34) * away ** 8
     return u, p.hairline + (low - p.hairline) * away ** p.sweep
 
@@ -206,8 +228,10 @@ def _hair_front(pen, p, m):
     if p.bun: pen.oval(p.part * .2, -1.2 - p.volume, .3, .27, m.hair * .92, depth=.2)
     y = np.linspace(-.35, p.length, 10)
     for side in SIDES if p.length > 0 else ():
-        inner, wide = p.width * .93 - .04 * np.sin(3 * y) + p.curl * np.sin(11 * y), _wide(m.cheeks, y)
-        pen.fill(_band(y, side * _hair_side(p, y) * wide, side * inner * wide)[:, ::-1], m.hair, depth=.4)
+        inner, wide = (p.width * .93 - .04 * np.sin(3 * y) + p.curl * np.sin(11 * y),
+                       _wide(m.cheeks, y))
+        pen.fill(_band(y, side * _hair_side(p, y) * wide, side * inner * wide)[:, ::-1],
+                 m.hair, depth=.4)
     arc = np.linspace(1.15 * np.pi, 1.5 * np.pi, 9)
     shine = np.stack([p.width * .92 * np.cos(arc), -.12 + (.78 + p.volume) * np.sin(arc)], 1)
     pen.line(shine, .07, _mix(m.hair, 255, .35), .55, .4)
@@ -225,7 +249,8 @@ def _eye(pen, p, m, side):
     pen.oval(look, p.eye_y, r * .5, min(r * .5, high), (18, 14, 16))
     pen.oval(look + r * .35, p.eye_y - r * .35, r * .25, r * .25, (255, 255, 255), .9)
     pen.line(np.stack([x + p.eye * 1.05 * t, y - high * bow], 1), .025 + .045 * p.lashes, DARK)
-    if p.lashes > .45: pen.line([(x + side * p.eye, p.eye_y), (x + side * p.eye * 1.45, p.eye_y - .1)], .04, DARK)
+    if p.lashes > .45:
+        pen.line([(x + side * p.eye, p.eye_y), (x + side * p.eye * 1.45, p.eye_y - .1)], .04, DARK)
 
 def _brow(pen, p, m, side):
     t = np.linspace(-1, 1, 11)
@@ -240,13 +265,15 @@ def _nose(pen, p, m):
     bridge = [(.02, p.eye_y + .05), (.07, p.nose_y - .1), (p.nose * .75, p.nose_y)]
     pen.line(bridge, .04, p.skin * .55, .35, 1.3)
     pen.oval(0, p.nose_y, p.nose, .085, _mix(p.skin, (255, 130, 110), .13), 1, 1.4)
-    for side in SIDES: pen.oval(side * p.nose * .5, p.nose_y + .045, .035, .025, p.skin * .55, .8, 1.4)
+    for side in SIDES:
+        pen.oval(side * p.nose * .5, p.nose_y + .045, .035, .025, p.skin * .55, .8, 1.4)
     pen.oval(-.02, p.nose_y - .04, .05, .035, (255, 255, 255), .25, 1.4)
 
 def _mouth_line(p, m):
     "Where the lips meet, from corner to corner: a smile lifts the corners and widens the mouth."
     t = np.linspace(-1, 1, 13)
-    return t, p.mouth * (1 + .18 * max(m.smile, 0)) * t, p.nose_y + .28 + .15 * m.smile * (.35 - t ** 2)
+    return (t, p.mouth * (1 + .18 * max(m.smile, 0)) * t,
+            p.nose_y + .28 + .15 * m.smile * (.35 - t ** 2))
 
 def _mouth(pen, p, m):
     t, x, y = _mouth_line(p, m)
@@ -268,14 +295,16 @@ def _beard(pen, p, m):
         pen.fill(np.concatenate([outer, inner]), m.hair * .9, .93 if p.beard else .22)
     if p.moustache:
         middle = mouth - .12 + .09 * np.abs(t) ** 1.5
-        pen.fill(_band(.29 * t, middle - .06 * (1 - t ** 4), middle + .07 * (1 - t ** 4)), m.hair * .85)
+        pen.fill(_band(.29 * t, middle - .06 * (1 - t ** 4), middle + .07 * (1 - t ** 4)),
+                 m.hair * .85)
 
 FRECKLES = ((0, 0), (.1, .06), (-.1, .05), (.04, .13), (-.05, -.07))
 
 def _marks(pen, p, m):
     for side in SIDES:
         pen.oval(side * .43, .3, .17 + .04 * m.cheeks, .12 + .03 * m.cheeks, (240, 90, 90), .17)
-        if m.gray: pen.line([(side * .26, .22), (side * .37, .34), (side * .4, .48)], .03, p.skin * .55, .4)
+        if m.gray:
+            pen.line([(side * .26, .22), (side * .37, .34), (side * .4, .48)], .03, p.skin * .55, .4)
         for x, y in FRECKLES if p.freckles else ():
             pen.oval(side * .36 + x, .2 + y, .022, .022, (150, 80, 50), .7)
     if p.mole: pen.oval(*p.mole, .035, .035, (60, 35, 30))
@@ -295,7 +324,8 @@ def _glasses(pen, p, m):
     gap = p.eye_gap + .01 - g.size
     pen.line([(-gap, p.eye_y - .02), (0, p.eye_y - .05), (gap, p.eye_y - .02)], .045, g.colour)
 
-LAYERS = (_hair_behind, _body, _head, _marks, _beard, _eyes, _nose, _mouth, _hair_front, _glasses)  # back to front
+# back to front
+LAYERS = (_hair_behind, _body, _head, _marks, _beard, _eyes, _nose, _mouth, _hair_front, _glasses)
 
 # %% ../../nbs/datasets/15_faces.ipynb #fcc3e5d3
 CELEBA_ATTRIBUTES = """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose
@@ -306,13 +336,15 @@ CELEBA_ATTRIBUTES = """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Ey
 
 def drawn_attributes(p, m) -> dict:
     "The attributes that a drawing decides, by CelebA's names: True or False."
-    hair = {f"{name}_Hair": not m.gray and p.hair_name == name for name in ("Black", "Brown", "Blond")}
+    hair = {f"{name}_Hair": not m.gray and p.hair_name == name
+            for name in ("Black", "Brown", "Blond")}
     style = dict(Bald=p.bald, Receding_Hairline=p.bald, Bangs=p.fringe and not p.bald,
                  Wavy_Hair=p.curl > 0 and not p.bald, Straight_Hair=p.curl == 0 and not p.bald)
     beard = {"5_o_Clock_Shadow": p.stubble, "Mustache": p.moustache, "Sideburns": p.beard,
              "No_Beard": not (p.beard or p.moustache or p.stubble)}
-    parts = dict(Bushy_Eyebrows=p.brow > .1, Arched_Eyebrows=p.brow_arch > .09, Big_Nose=p.nose > .155,
-                 Big_Lips=p.lips > .085, Pale_Skin=p.tone < .6, Double_Chin=m.cheeks > .6)
+    parts = dict(Bushy_Eyebrows=p.brow > .1, Arched_Eyebrows=p.brow_arch > .09,
+                 Big_Nose=p.nose > .155, Big_Lips=p.lips > .085, Pale_Skin=p.tone < .6,
+                 Double_Chin=m.cheeks > .6)
     worn = dict(Eyeglasses=m.glasses is not None, Wearing_Earrings=m.earrings is not None,
                 Wearing_Lipstick=p.lipstick > .5)
     mood = dict(Smiling=m.smile > .4, Mouth_Slightly_Open=m.open > .12, Narrow_Eyes=m.lids < .65)
@@ -322,7 +354,8 @@ def drawn_attributes(p, m) -> dict:
 # %% ../../nbs/datasets/15_faces.ipynb #fd4e6928
 def _lit(image, m, rng):
     pixels, ramp = np.asarray(image, np.float32), np.linspace(-1, 1, image.width)
-    light = m.gain * (1 + m.side[0] * ramp[None, :, None] + m.side[1] * ramp[:, None, None]) * m.tint
+    light = m.gain * (1 + m.side[0] * ramp[None, :, None]
+                      + m.side[1] * ramp[:, None, None]) * m.tint
     grain = m.noise * rng.standard_normal(pixels.shape, np.float32)
     return Image.fromarray((pixels * light + grain).clip(0, 255).astype(np.uint8))
 
@@ -349,7 +382,8 @@ def draw_face(
                            landmarks=_landmarks(pen, p, m) / 2, attributes=drawn_attributes(p, m))
 
 # %% ../../nbs/datasets/15_faces.ipynb #13d8aa80
-CLASS_SHARES = (5668, 59, 61, 3, 3415, 404, 253, 137)  # of 4·Male + 2·Gray_Hair + Chubby, in 10,000 images of CelebA
+# of 4·Male + 2·Gray_Hair + Chubby, in 10,000 images of CelebA
+CLASS_SHARES = (5668, 59, 61, 3, 3415, 404, 253, 137)
 
 def apportion(shares, total: int) -> np.ndarray:
     "Whole numbers in proportion to `shares` that add up to `total` (largest remainders)."
@@ -371,7 +405,8 @@ def _cast_sex(male, identities, counts, rng):
     "The images of one sex: `counts` of its four classes, over `identities`."
     more = apportion(rng.beta(2, 1.5, len(identities)), counts.sum() - len(identities))
     who = np.repeat(identities, 1 + more)  # as in CelebA, 1 to 35 or so
-    score = lambda: rng.normal(size=identities.max() + 1)[who] + CHANGEABLE * rng.normal(size=len(who))
+    score = lambda: (rng.normal(size=identities.max() + 1)[who]
+                     + CHANGEABLE * rng.normal(size=len(who)))
     by_grey, by_cheeks = score(), score()
     gray = _top(by_grey, counts[2] + counts[3], True)
     chubby = _top(by_cheeks, counts[1], ~gray) | _top(by_cheeks, counts[3], gray)
@@ -380,16 +415,19 @@ def _cast_sex(male, identities, counts, rng):
 # %% ../../nbs/datasets/15_faces.ipynb #d9c99248
 def _divide(cast, identities):
     "The partition of each identity: 0 train, 1 valid, 2 test."
-    people = cast.groupby("identity").label.agg(["max", "size"]).sort_values(["max", "size"], kind="stable")
+    people = cast.groupby("identity").label.agg(["max", "size"]).sort_values(
+        ["max", "size"], kind="stable")
     partition = pd.Series(np.resize([0, 0, 1, 0, 0, 0, 0, 2, 0, 0], identities), people.index)
     for label in cast.label.unique():
         holders = cast.identity[cast.label == label]
-        if (partition[holders] > 0).all(): partition[holders.mode()[0]] = 0  # a class that nobody in train has
+        # a class that nobody in train has
+        if (partition[holders] > 0).all(): partition[holders.mode()[0]] = 0
     return partition
 
 def _check_sizes(images, identities):
     if identities < 10:
-        raise ValueError(f"{identities} identities cannot be divided into train, valid and test: ask for at least 10")
+        raise ValueError(f"{identities} identities cannot be divided into train, valid and test: "
+                         "ask for at least 10")
     if images < 4 * identities:
         raise ValueError(f"{images} images are too few for {identities} identities: "
                          f"ask for at least {4 * identities} images, or for fewer identities")
@@ -421,7 +459,8 @@ def _render(folder, rows, size, seed):
     faces = []
     for row in rows.itertuples():
         person = draw_person(row.male, np.random.default_rng([seed, row.identity]))
-        face = draw_face(person, np.random.default_rng([seed, row.identity, row.Index]), row.gray, row.chubby, size)
+        face = draw_face(person, np.random.default_rng([seed, row.identity, row.Index]),
+                         row.gray, row.chubby, size)
         part = folder / f"{row.Index:06}.{os.getpid()}.part"
         face.image.save(part, "JPEG", quality=95)
         os.replace(part, folder / f"{row.Index:06}.jpg")
@@ -433,7 +472,8 @@ def _render(folder, rows, size, seed):
 def _render_all(folder, cast, size, seed, jobs, progress) -> list:
     "Draw a cast into `folder`, fifty faces at a time."
     chunks, faces = [cast.iloc[i:i + 50] for i in range(0, len(cast), 50)], []
-    drawn = Parallel(jobs, return_as="generator")(delayed(_render)(folder, rows, size, seed) for rows in chunks)
+    drawn = Parallel(jobs, return_as="generator")(
+        delayed(_render)(folder, rows, size, seed) for rows in chunks)
     with tqdm(total=len(cast), unit="face", disable=not progress) as bar:
         for some in drawn: faces += some; bar.update(len(some))
     return faces
@@ -445,13 +485,17 @@ def _write(path, lines):
 def _write_lists(root, cast, faces):
     "CelebA's text files: a count and a header where it has them, then a line an image."
     files = [f"{i:06}.jpg" for i in cast.index]
-    lines = lambda columns: [" ".join([file, *map(str, values)]) for file, values in zip(files, columns)]
+    lines = lambda columns: [" ".join([file, *map(str, values)])
+                             for file, values in zip(files, columns)]
     headed = lambda header, columns: [str(len(files)), " ".join(header), *lines(columns)]
     whole = lambda key: [np.rint(getattr(face, key)).astype(int).ravel() for face in faces]
-    points = [f"{part}_{axis}" for part in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy"]
-    attributes = [[1 if face.attributes.get(name) else -1 for name in CELEBA_ATTRIBUTES] for face in faces]
+    points = [f"{part}_{axis}"
+              for part in ("lefteye", "righteye", "nose", "leftmouth", "rightmouth") for axis in "xy"]
+    attributes = [[1 if face.attributes.get(name) else -1 for name in CELEBA_ATTRIBUTES]
+                  for face in faces]
     _write(root / "list_attr_celeba.txt", headed(CELEBA_ATTRIBUTES, attributes))
-    _write(root / "list_bbox_celeba.txt", headed(("image_id", "x_1", "y_1", "width", "height"), whole("box")))
+    _write(root / "list_bbox_celeba.txt",
+           headed(("image_id", "x_1", "y_1", "width", "height"), whole("box")))
     _write(root / "list_landmarks_align_celeba.txt", headed(points, whole("landmarks")))
     _write(root / "identity_CelebA.txt", lines(cast[["identity"]].to_numpy()))
     _write(root / "list_eval_partition.txt", lines(cast[["partition"]].to_numpy()))
@@ -494,6 +538,7 @@ def render_faces(
     (root / "img_align_celeba").mkdir(parents=True, exist_ok=True)
     _write(root / "rendering.json", [json.dumps(facts)])
     write_about(root, facts["name"])
-    _write_lists(root, cast, _render_all(root / "img_align_celeba", cast, size, seed, jobs, progress))
+    _write_lists(root, cast,
+                 _render_all(root / "img_align_celeba", cast, size, seed, jobs, progress))
     _write(root / "rendered.json", [json.dumps(facts)])
     return Path(folder)

@@ -60,7 +60,8 @@ def what_is_left(left: Counter) -> str:
     words = []
     for kind, how in said.items():
         these = {name: n for (k, name), n in left.items() if k == kind}
-        names = ", ".join(f"{n} {name}" for name, n in sorted(these.items())[:4]) + (", …" if len(these) > 4 else "")
+        names = (", ".join(f"{n} {name}" for name, n in sorted(these.items())[:4])
+                 + (", …" if len(these) > 4 else ""))
         if these: words.append(f"{sum(these.values())} {how} ({names})")
     return "; ".join(words)
 
@@ -81,7 +82,8 @@ def list_part(folder: Path) -> Part:
     files = [image_files(folder / name, left) for name in classes]
     if empty := [name for name, those in zip(classes, files) if not those]:
         why = what_is_left(left) or "its folder is empty"
-        raise ValueError(f"{folder} has a class without images, {empty[0]!r} ({why}): add images, or remove its folder")
+        raise ValueError(f"{folder} has a class without images, {empty[0]!r} ({why}): "
+                         "add images, or remove its folder")
     targets = [label for label, those in enumerate(files) for _ in those]
     return Part(classes, sum(files, []), targets, left)
 
@@ -90,7 +92,8 @@ def _find(root) -> list:  # of Part: train, test
     "The two parts of a tree. `ValueError` if they are not there, or do not belong together."
     for part in ("train", "test"):
         if not (root / part).is_dir():
-            raise ValueError(f"{root / part} is missing: a folder data set has train/<class>/… and test/<class>/…")
+            raise ValueError(f"{root / part} is missing: "
+                             "a folder data set has train/<class>/… and test/<class>/…")
     train, test = (list_part(root / part) for part in ("train", "test"))
     if odd := sorted(set(train.classes) ^ set(test.classes)):
         raise ValueError(f"train/ and test/ differ in their classes: {odd} lie in one of them only")
@@ -103,19 +106,23 @@ def peek(path) -> tuple:  # whether it is grey, has an alpha channel, has more t
     "What the beginning of an image file says. `ValueError` names one that is damaged."
     try:
         with Image.open(path) as image:
-            frames = image.format != "MPO" and getattr(image, "is_animated", False)  # an MPO's others are previews
-            return image.mode in GREY or image.mode.startswith("I;"), image.has_transparency_data, frames
+            # an MPO's others are previews
+            frames = image.format != "MPO" and getattr(image, "is_animated", False)
+            return (image.mode in GREY or image.mode.startswith("I;"),
+                    image.has_transparency_data, frames)
     except Exception as e: raise unreadable(path, e) from e
 
 def peek_all(files) -> torch.Tensor:  # bool, N × 3
-    return torch.tensor(Parallel(n_jobs=-1, prefer="threads")(delayed(peek)(file) for file in files))
+    return torch.tensor(Parallel(n_jobs=-1, prefer="threads")(
+        delayed(peek)(file) for file in files))
 
 # %% ../../nbs/datasets/13_folder.ipynb #7f0cd822
 def _read(files, size, channels, cache):  # an array, uint8, N × C × H × W, or an ImageFile
     "The pixels of image files. `ValueError` if their sizes differ."
     if len(files) * decode(files[0], size, channels).size > LARGE:
         return ImageFile(decode_once(files, size, cache, channels), ("uint8",))
-    return stack(Parallel(n_jobs=-1, prefer="threads")(delayed(decode)(file, size, channels) for file in files))
+    return stack(Parallel(n_jobs=-1, prefer="threads")(
+        delayed(decode)(file, size, channels) for file in files))
 
 # %% ../../nbs/datasets/13_folder.ipynb #c49ec8cf
 BY_NUMBER = "its classes are in the order of numbers (torchvision's ImageFolder sorts them as text)"
@@ -130,7 +137,8 @@ def tell(folder, part: Part, looks):
     if words: warnings.warn(f"{folder}: {'; '.join(words)}", stacklevel=3)
 
 def _check_options(size, channels):
-    if channels not in (None, 1, 3): raise ValueError(f"channels is {channels!r}: use 1 (grey) or 3 (colours)")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels is {channels!r}: use 1 (grey) or 3 (colours)")
     whole = size is None or hasattr(size, "__index__") and not isinstance(size, bool)
     if not whole or size is not None and size < 1:
         remedy = "use a whole number of pixels, at least 1, or None for the images as they are"
@@ -151,7 +159,8 @@ def image_folder(
     looks = {name: peek_all(part.files) for name, part in parts.items()}
     for name, part in parts.items(): tell(root / name, part, looks[name])
     if channels is None: channels = 1 if all(look[:, 0].all() for look in looks.values()) else 3
-    train, test = (_read(part.files, image_size, channels, cache or root) for part in parts.values())
+    train, test = (_read(part.files, image_size, channels, cache or root)
+                   for part in parts.values())
     train = in_memory(train, parts["train"].targets, mean=mean, std=std)
     test = in_memory(test, parts["test"].targets, like=train)
     paths = [Path(file).relative_to(root / "train").as_posix() for file in parts["train"].files]

@@ -30,9 +30,10 @@ def choose_identities(
     eligible = np.unique(identities[inside])
     if spanning == "skip": eligible = np.setdiff1d(eligible, identities[~inside])
     if len(eligible) < n:
-        raise ValueError(f"{n} of {len(np.unique(identities))} identities are to be forgotten, and {len(eligible)} "
-                         f"have {'any' if spanning == 'drop' else 'all'} of their images in the classes "
-                         f"{', '.join(map(str, classes))}: forget a smaller share, or name more classes")
+        raise ValueError(f"{n} of {len(np.unique(identities))} identities are to be forgotten, "
+                         f"and {len(eligible)} have {'any' if spanning == 'drop' else 'all'} "
+                         f"of their images in the classes {', '.join(map(str, classes))}: "
+                         "forget a smaller share, or name more classes")
     theirs = np.isin(identities, rng.choice(eligible, n, replace=False))
     return np.flatnonzero(theirs & inside), np.flatnonzero(theirs & ~inside)
 
@@ -46,17 +47,20 @@ def whole_identities(
     "All images of identities drawn at random, as many identities as it takes for `n` images."
     ids, counts = np.unique(identities, return_counts=True)
     if not 0 < n <= len(identities):
-        raise ValueError(f"cannot draw {n} images out of {len(identities)}: ask for 1 to {len(identities)}")
+        raise ValueError(f"cannot draw {n} images out of {len(identities)}: "
+                         f"ask for 1 to {len(identities)}")
     order = rng.permutation(len(ids))
     order = order[np.argsort(~np.isin(ids[order], list(first)), kind="stable")]
     taken = np.searchsorted(counts[order].cumsum(), n) + 1
     return np.flatnonzero(np.isin(identities, ids[order[:taken]]))
 
 # %% ../../nbs/datasets/14_people.ipynb #eb21f620
-GET_CELEBA = ("get img_align_celeba.zip, list_attr_celeba.txt, identity_CelebA.txt and list_eval_partition.txt "
-              "by hand from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, unpack them into celeba/ in the data root, "
+GET_CELEBA = ("get img_align_celeba.zip, list_attr_celeba.txt, identity_CelebA.txt and "
+              "list_eval_partition.txt by hand from mmlab.ie.cuhk.edu.hk/projects/CelebA.html, "
+              "unpack them into celeba/ in the data root, "
               "or set UNLEARNING_DATA to the folder that holds celeba/")
-ATTRIBUTES, IDENTITIES, PARTITIONS = "list_attr_celeba.txt", "identity_CelebA.txt", "list_eval_partition.txt"
+ATTRIBUTES, IDENTITIES, PARTITIONS = (
+    "list_attr_celeba.txt", "identity_CelebA.txt", "list_eval_partition.txt")
 
 def _refuse(what): raise ValueError(f"{what}: {GET_CELEBA}")
 
@@ -64,9 +68,12 @@ def _table(path, **form) -> pd.DataFrame:  # indexed by the name of the image
     "One of CelebA's text files. `ValueError` if it is missing or damaged."
     if not path.is_file(): _refuse(f"{path} is missing")
     try: table = pd.read_csv(path, sep=r"\s+", **form)
-    except (ValueError, UnicodeDecodeError) as e: raise ValueError(f"{path} is damaged ({e}): {GET_CELEBA}") from e
-    # A row that was cut off has no value, or half of one; and half of an identity's number is a number.
-    numbers = all(map(pd.api.types.is_integer_dtype, table.dtypes)) and not table.isna().any(axis=None)
+    except (ValueError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is damaged ({e}): {GET_CELEBA}") from e
+    # A row that was cut off has no value, or half of one;
+    # and half of an identity's number is a number.
+    numbers = (all(map(pd.api.types.is_integer_dtype, table.dtypes))
+               and not table.isna().any(axis=None))
     if not numbers or (len(table.columns) == 1 and not path.read_bytes().endswith(b"\n")):
         _refuse(f"{path} is damaged (a row is not whole numbers)")
     return table
@@ -82,7 +89,8 @@ def _check_rows(folder, attributes, others):
         counts = ", ".join(f"{name} {n}" for name, n in lengths.items())
         _refuse(f"CelebA's files in {folder} list different numbers of images ({counts})")
     for name, table in others.items():
-        if not table.index.equals(attributes.index): _refuse(f"{folder / name} lists other images than {ATTRIBUTES}")
+        if not table.index.equals(attributes.index):
+            _refuse(f"{folder / name} lists other images than {ATTRIBUTES}")
     again = attributes.index[attributes.index.duplicated()]
     if len(again): _refuse(f"{folder / ATTRIBUTES} lists {again[0]} twice")
 
@@ -90,7 +98,8 @@ def _check_rows(folder, attributes, others):
 def _check_values(path, table, allowed):
     "`ValueError` names a value that means nothing."
     if len(odd := np.setdiff1d(table, allowed)):
-        _refuse(f"{path} holds the value {odd[0]}, and only {', '.join(map(str, allowed))} have a meaning")
+        _refuse(f"{path} holds the value {odd[0]}, "
+                f"and only {', '.join(map(str, allowed))} have a meaning")
 
 def _check_people(path, identity, partition):
     "`ValueError` names somebody who is in two partitions."
@@ -98,7 +107,8 @@ def _check_people(path, identity, partition):
     if len(both := parts[parts.map(len) > 1]):
         theirs = " and ".join(map(str, sorted(both.iloc[0])))
         raise ValueError(f"identity {both.index[0]} is in the partitions {theirs} of {path}: "
-                         "whoever is forgotten must not be tested on; give each person one partition")
+                         "whoever is forgotten must not be tested on; "
+                         "give each person one partition")
 
 # %% ../../nbs/datasets/14_people.ipynb #55e62143
 def read_celeba(
@@ -122,10 +132,12 @@ def attribute_classes(
 ) -> tuple:               # labels (int, N), names of all classes
     "Classes that are combinations of attributes. `ValueError` on an unknown attribute."
     if unknown := set(attributes) - set(table.columns):
-        raise ValueError(f"unknown attribute {sorted(unknown)[0]!r}: CelebA has {', '.join(table.columns)}")
+        raise ValueError(f"unknown attribute {sorted(unknown)[0]!r}: "
+                         f"CelebA has {', '.join(table.columns)}")
     weights = 2 ** np.arange(len(attributes))[::-1]
     labels = (table[list(attributes)].to_numpy() > 0).astype(int) @ weights
-    name = lambda label: "+".join(a for a, weight in zip(attributes, weights) if label & weight) or "none"
+    name = lambda label: "+".join(a for a, weight in zip(attributes, weights)
+                                  if label & weight) or "none"
     return labels, tuple(name(label) for label in range(2 ** len(attributes)))
 
 # %% ../../nbs/datasets/14_people.ipynb #07e34179
@@ -155,7 +167,8 @@ def _decoded(folder, names, image_size, cache) -> ImageFile:
     files = [f"{folder}/img_align_celeba/{name}" for name in names]
     try: return ImageFile(decode_once(files, image_size, Path(cache or folder)), ("uint8",))
     except ValueError as e:
-        raise ValueError(f"{e}. To get CelebA again, {GET_CELEBA}") if "img_align_celeba" in str(e) else e
+        raise (ValueError(f"{e}. To get CelebA again, {GET_CELEBA}")
+               if "img_align_celeba" in str(e) else e)
 
 def _partitions(folder, partition):
     "Rows of train, valid and test. `ValueError` if one of them is empty."
@@ -178,33 +191,40 @@ def celeba(
         if not needed.is_dir(): _refuse(f"{needed} is missing")
     table, identity, partition = read_celeba(folder)
     labels, names = attribute_classes(table, attributes)
-    source, (train, val, test) = _decoded(folder, table.index, image_size, cache), _partitions(folder, partition)
-    if mean is None and std is None: mean, std = channel_statistics(source, train[::1 + len(train) // 20_000])
+    source, (train, val, test) = (_decoded(folder, table.index, image_size, cache),
+                                  _partitions(folder, partition))
+    if mean is None and std is None:
+        mean, std = channel_statistics(source, train[::1 + len(train) // 20_000])
     else: mean, std = stated(mean, std, 3)
     part = lambda at: Images(source, torch.as_tensor(labels[at]), torch.arange(len(at)), mean, std,
-                             identities=torch.as_tensor(identity.to_numpy()[at]), rows=torch.as_tensor(at))
-    return Source(tree_name(folder, len(table)), part(train), part(test), names, "identities", part(val),
-                  forget_classes=(0, 4) if len(names) == 8 else ())
+                             identities=torch.as_tensor(identity.to_numpy()[at]),
+                             rows=torch.as_tensor(at))
+    return Source(tree_name(folder, len(table)), part(train), part(test), names, "identities",
+                  part(val), forget_classes=(0, 4) if len(names) == 8 else ())
 
 # %% ../../nbs/datasets/14_people.ipynb #84069738
 def _read_qmnist(root, what) -> QMNIST:
     "A part of QMNIST: \"train\" or \"test10k\". `ValueError` if its files cannot be had, or do not fit."
     raw = root / "QMNIST" / "raw"
     how = (f"put QMNIST's four files (github.com/facebookresearch/qmnist) into {raw}, "
-           "or set UNLEARNING_DATA to the folder that holds QMNIST/; delete that folder to download again")
+           "or set UNLEARNING_DATA to the folder that holds QMNIST/; "
+           "delete that folder to download again")
     here = raw.is_dir() and any(raw.iterdir())
     try: found = QMNIST(root, what, compat=False, download=not here)
     except Exception as e:  # torchvision asserts, and unpacks what was cut off
-        raise ValueError(f"QMNIST's {what} files could not be {'read' if here else 'downloaded'} ({e!r}): {how}") from e
+        raise ValueError(f"QMNIST's {what} files could not be {'read' if here else 'downloaded'} "
+                         f"({e!r}): {how}") from e
     if len(found.data) != len(found.targets) or found.targets.shape[1] < 3:
-        raise ValueError(f"QMNIST has {len(found.data)} images and {len(found.targets)} rows of labels: {how}")
+        raise ValueError(f"QMNIST has {len(found.data)} images "
+                         f"and {len(found.targets)} rows of labels: {how}")
     return found
 
 # %% ../../nbs/datasets/14_people.ipynb #16a47be7
 def writers(root: Path, mean=None, std=None) -> Source:
     "QMNIST through torchvision: 60,000 digits by 539 writers, and MNIST's 10,000 test digits by 297 others."
     sets = [_read_qmnist(root, what) for what in ("train", "test10k")]
-    (pixels, digit, writer), test = ((s.data[:, None].numpy(), s.targets[:, 0], s.targets[:, 2]) for s in sets)
+    (pixels, digit, writer), test = ((s.data[:, None].numpy(), s.targets[:, 0], s.targets[:, 2])
+                                     for s in sets)
     train = in_memory(pixels, digit, identities=writer, mean=mean, std=std)
     test = in_memory(*test[:2], like=train, identities=test[2])
     return Source("writers", train, test, tuple("0123456789"), "identities", spanning="drop")

@@ -46,8 +46,8 @@ def data_root(
     tried = [Path(named).expanduser(), project_root() / named]
     if found := next((p.resolve() for p in tried if p.is_dir()), None): return found
     origin = "root" if root else "UNLEARNING_DATA"
-    raise ValueError(f"{origin} names the folder {str(named)!r}, which is neither {tried[0].absolute()} "
-                     f"nor {tried[1]}: create it, or unset it to use data/")
+    raise ValueError(f"{origin} names the folder {str(named)!r}, which is neither "
+                     f"{tried[0].absolute()} nor {tried[1]}: create it, or unset it to use data/")
 
 # %% ../../nbs/datasets/11_source.ipynb #5366fd47
 def eight_bits(image, of) -> Image.Image:
@@ -55,9 +55,11 @@ def eight_bits(image, of) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     # Pillow's "I" holds 32 bits; from a PNG or a PPM they are 16.
-    if image.mode.startswith("I;16") or (image.mode == "I" and of in ("PNG", "PPM") and low >= 0): top = 65535
+    if image.mode.startswith("I;16") or (image.mode == "I" and of in ("PNG", "PPM") and low >= 0):
+        top = 65535
     elif image.mode == "F" and low >= 0 and high <= 1: top = 1
-    else: raise ValueError(f"its values, {low:g} to {high:g}, are of no known range: scale them to 0…1, or to bytes")
+    else: raise ValueError(f"its values, {low:g} to {high:g}, are of no known range: "
+                           "scale them to 0…1, or to bytes")
     return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 # %% ../../nbs/datasets/11_source.ipynb #d3bda9be
@@ -72,13 +74,15 @@ def plain(
 ) -> Image.Image:  # of mode "RGB" or "L"
     "A picture as its viewer sees it: upright, in 8 bits, over white. `ValueError` if its values have no known range."
     upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"): upright = eight_bits(upright, image.format)
+    if upright.mode in ("I", "F") or upright.mode.startswith("I;16"):
+        upright = eight_bits(upright, image.format)
     if upright.has_transparency_data: upright = over_white(upright)
     return upright.convert("L" if channels == 1 else "RGB")
 
 # %% ../../nbs/datasets/11_source.ipynb #2178562c
 def unreadable(path, e) -> ValueError:
-    return ValueError(f"{path} cannot be read as an image ({e}): restore it, or take it off the data set")
+    return ValueError(f"{path} cannot be read as an image ({e}): "
+                      "restore it, or take it off the data set")
 
 def decode(
     path,
@@ -99,7 +103,8 @@ def sample(path, size: int) -> bytes:
     "The beginning, the middle and the end of a file of `size` bytes; all of a small one."
     with open(path, "rb") as f:
         if size <= 3 * PIECE: return f.read()
-        return b"".join(os.pread(f.fileno(), PIECE, at) for at in (0, (size - PIECE) // 2, size - PIECE))
+        return b"".join(os.pread(f.fileno(), PIECE, at)
+                        for at in (0, (size - PIECE) // 2, size - PIECE))
 
 def _name_of(paths, size, channels=3) -> str:
     "A name that belongs to the content of these image files, at this size. `ValueError` names one that is missing."
@@ -110,7 +115,8 @@ def _name_of(paths, size, channels=3) -> str:
             digest.update(repr((os.path.basename(path), facts.st_size, facts.st_mtime_ns)).encode())
             digest.update(sample(path, facts.st_size))
     except FileNotFoundError as e:
-        raise ValueError(f"{e.filename} is missing, though the data set lists it: restore it") from e
+        raise ValueError(f"{e.filename} is missing, "
+                         "though the data set lists it: restore it") from e
     return f"pixels-{size or 'whole'}-{digest.hexdigest()}"
 
 # %% ../../nbs/datasets/11_source.ipynb #e68d11c8
@@ -120,7 +126,8 @@ def stack(arrays, shape=None) -> np.ndarray:
     "Images of one shape (that of `shape`, if it is given) in one array. `ValueError` if their sizes differ."
     sizes = {a.shape[1:] for a in arrays} | ({shape[-2:]} if shape else set())
     if len(sizes) == 1: return np.stack(arrays)
-    raise ValueError(f"the images have {len(sizes)} different sizes, {sorted(sizes)[:2]} among them: pass image_size=")
+    raise ValueError(f"the images have {len(sizes)} different sizes, "
+                     f"{sorted(sizes)[:2]} among them: pass image_size=")
 
 def header(shape, dtype=np.uint8) -> bytes:
     "What a .npy begins with."
@@ -144,8 +151,10 @@ def _append_images(paths, part, shape, size):
     with open(part, "ab") as f:
         whole = _cut_to_whole(f, header(shape), int(np.prod(shape[1:])))
         chunks = [paths[i:i + 256] for i in range(whole, len(paths), 256)]
-        decoded = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(delayed(read)(c) for c in chunks)
-        with tqdm(total=len(paths), initial=whole, unit=" images", desc="decoding, once", delay=1) as bar:
+        decoded = Parallel(n_jobs=-1, prefer="threads", return_as="generator")(
+            delayed(read)(c) for c in chunks)
+        with tqdm(total=len(paths), initial=whole, unit=" images",
+                  desc="decoding, once", delay=1) as bar:
             for images in decoded: f.write(images.tobytes()); bar.update(len(images))
         f.flush(); os.fsync(f.fileno())
 
@@ -158,7 +167,8 @@ def decode_once(
 ) -> Path:
     "A .npy of all images, uint8, N × channels × H × W, made once. `ValueError` on a missing image or a full disk."
     name = _name_of(paths, size, channels)
-    shape = (len(paths), channels, *(decode(paths[0], None, channels).shape[1:] if size is None else (size, size)))
+    shape = (len(paths), channels,
+             *(decode(paths[0], None, channels).shape[1:] if size is None else (size, size)))
     done, part = Path(folder) / f"{name}.npy", Path(folder) / f"{name}.part"
     if done.exists(): return done
     try:
@@ -167,6 +177,6 @@ def decode_once(
                 _append_images(paths, part, shape, size)
                 os.replace(part, done)
     except OSError as e:
-        raise ValueError(f"{np.prod(shape) / 1e9:.2f} GB of decoded images cannot be kept in {folder} ({e}): "
-                         "make room, or pass cache=, another folder") from e
+        raise ValueError(f"{np.prod(shape) / 1e9:.2f} GB of decoded images cannot be kept in "
+                         f"{folder} ({e}): make room, or pass cache=, another folder") from e
     return done

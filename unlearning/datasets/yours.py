@@ -17,7 +17,8 @@ from PIL import Image
 from torchvision.datasets import DatasetFolder
 from tqdm import tqdm
 from .source import LARGE, Source, data_root, header, plain
-from ..images import ImageFile, Images, as_labels, as_pixels, channel_statistics, class_names, stated
+from ..images import (ImageFile, Images, as_labels, as_pixels, channel_statistics,
+                               class_names, stated)
 
 # %% ../../nbs/datasets/16_yours.ipynb #28a11306
 def pair(dataset, i: int) -> tuple:
@@ -29,7 +30,8 @@ def pair(dataset, i: int) -> tuple:
     if isinstance(item, (tuple, list)) and len(item) == 2: return item
     kinds = [type(p).__name__ for p in item] if isinstance(item, (tuple, list)) else []
     what = ", ".join(map(str, item) if isinstance(item, dict) else kinds)
-    raise ValueError(f"item {i} is a {type(item).__name__}{f' of {what}' * bool(what)}: it should be (image, label). "
+    raise ValueError(f"item {i} is a {type(item).__name__}{f' of {what}' * bool(what)}: "
+                     "it should be (image, label). "
                      "Wrap the data set in one whose __getitem__ gives these two")
 
 def as_label(label, i: int) -> int:
@@ -46,14 +48,17 @@ def as_array(
 ) -> np.ndarray:    # C × H × W
     "An image, its values as they are. `ValueError` if it is none."
     if isinstance(image, Image.Image):
-        grey = channels == 1 or channels is None and image.mode in ("1", "L", "LA", "I", "F", "I;16")
+        grey = (channels == 1
+                or channels is None and image.mode in ("1", "L", "LA", "I", "F", "I;16"))
         image = np.atleast_3d(np.asarray(plain(image, 1 if grey else 3)))
     array = np.asarray(image.detach().cpu()) if torch.is_tensor(image) else np.asarray(image)
     if array.ndim == 2: return array[None]
     if array.ndim != 3:
         which = "an image" if i is None else f"the image of item {i}"
-        raise ValueError(f"{which} is a {type(image).__name__} of shape {array.shape}: use C × H × W")
-    last = not torch.is_tensor(image) and array.shape[2] in (1, 3, 4) and array.shape[0] not in (1, 3)
+        raise ValueError(f"{which} is a {type(image).__name__} of shape {array.shape}: "
+                         "use C × H × W")
+    last = (not torch.is_tensor(image) and array.shape[2] in (1, 3, 4)
+            and array.shape[0] not in (1, 3))
     return array.transpose(2, 0, 1) if last else array
 
 # %% ../../nbs/datasets/16_yours.ipynb #5a2e8987
@@ -71,7 +76,8 @@ class Values(NamedTuple):
         "N × C × H × W values as pixels. `ValueError` if they cannot be."
         if not self.normalised: return as_pixels(x, self.channels).numpy()
         if self.mean is None: return x.astype(np.float32)
-        mean, std = (np.asarray(t, np.float32)[:, None, None] for t in stated(self.mean, self.std, self.shape[0]))
+        mean, std = (np.asarray(t, np.float32)[:, None, None]
+                     for t in stated(self.mean, self.std, self.shape[0]))
         return undone(x * std + mean)
 
 def undone(x) -> np.ndarray:
@@ -79,7 +85,8 @@ def undone(x) -> np.ndarray:
     low, high = x.min(), x.max()
     if not (low >= -1e-3 and high <= 1 + 1e-3):
         remedy = "pass those of the transform's Normalize"
-        raise ValueError(f"with mean= and std= undone, values go from {low:.3g} to {high:.3g}: {remedy}")
+        raise ValueError("with mean= and std= undone, "
+                         f"values go from {low:.3g} to {high:.3g}: {remedy}")
     nearest = np.rint(255 * x)
     if np.abs(255 * x - nearest).max() < 0.01: return nearest.clip(0, 255).astype(np.uint8)
     return x.clip(0, 1).astype(np.float32)
@@ -95,10 +102,12 @@ def look(dataset, channels=None, mean=None, std=None) -> Values:
         raise ValueError(f"item {bad[0]} is another image each time: {remedy}")
     normalised = once[0].dtype.kind == "f" and any(a.min() < 0 or a.max() > 1 for a in once)
     values = Values(once[0].shape, once[0].dtype, normalised, mean, std, channels)
-    return values._replace(size=values.pixels(np.stack([a for a in once if a.shape == values.shape])).dtype.itemsize)
+    return values._replace(size=values.pixels(
+        np.stack([a for a in once if a.shape == values.shape])).dtype.itemsize)
 
 # %% ../../nbs/datasets/16_yours.ipynb #4feed788
-UNLIKE = "make them alike in the transform, or pass channels= if they are pictures, some of them grey"
+UNLIKE = ("make them alike in the transform, "
+          "or pass channels= if they are pictures, some of them grey")
 
 def chunks(dataset, values: Values, labels: list, size=64):
     "Pixels, `size` images at a time; labels are appended to `labels`. `ValueError` names an image unlike the first."
@@ -117,7 +126,8 @@ def joined(parts) -> np.ndarray:
     "Parts in one array: float32 if one of them is."
     parts = [*parts]
     if len({x.dtype for x in parts}) == 1: return np.concatenate(parts)
-    return np.concatenate([x if x.dtype == np.float32 else x.astype(np.float32) / np.float32(255) for x in parts])
+    return np.concatenate([x if x.dtype == np.float32 else x.astype(np.float32) / np.float32(255)
+                           for x in parts])
 
 # %% ../../nbs/datasets/16_yours.ipynb #2be9e51b
 class Floats(Exception): "Floats have come after bytes."
@@ -147,9 +157,11 @@ def streamed(passes, shape, folder: Path) -> ImageFile:
 # %% ../../nbs/datasets/16_yours.ipynb #95bb29eb
 def length(dataset, which: str) -> int:
     "How many items a data set has. `ValueError` if it is not map-style, or does not say, or has none."
-    remedy = "pass a map-style Dataset, with __len__ and __getitem__ (of a finite stream: a list of its pairs)"
+    remedy = ("pass a map-style Dataset, with __len__ and __getitem__ "
+              "(of a finite stream: a list of its pairs)")
     if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__"):
-        raise ValueError(f"{which} is a {type(dataset).__name__}, which can only be iterated over: {remedy}")
+        raise ValueError(f"{which} is a {type(dataset).__name__}, "
+                         f"which can only be iterated over: {remedy}")
     try: n = len(dataset)
     except (TypeError, NotImplementedError, OverflowError, ValueError) as e:
         raise ValueError(f"{which} has no length ({e}), and may never end: {remedy}") from e
@@ -161,7 +173,8 @@ def room_for(n: int, image: int, folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if n * image > free:
-        raise ValueError(f"{n:,} images are {n * image / 1e9:,.1f} GB, and {folder} has room for {free / 1e9:,.1f}: "
+        raise ValueError(f"{n:,} images are {n * image / 1e9:,.1f} GB, "
+                         f"and {folder} has room for {free / 1e9:,.1f}: "
                          "pass cache=, another folder, or a data set that ends")
 
 # %% ../../nbs/datasets/16_yours.ipynb #e1a69cf8
@@ -179,8 +192,9 @@ def read(dataset, values: Values, cache) -> tuple:  # pixels (a tensor or an Ima
         remedy = "make room, or pass cache=, another folder"
         raise ValueError(f"pixels cannot be kept in {folder} ({e}): {remedy}") from e
 
-AS_THEY_ARE = ("the transform normalises, and its mean= and std= were not passed: values are taken as they are. "
-               "Pass them, or what works on pixels (crop, erase, boundary unlearning) goes by a wrong black and white")
+AS_THEY_ARE = ("the transform normalises, and its mean= and std= were not passed: "
+               "values are taken as they are. Pass them, or what works on pixels "
+               "(crop, erase, boundary unlearning) goes by a wrong black and white")
 
 def _as_they_are(values):
     warnings.warn(AS_THEY_ARE, stacklevel=3)
@@ -195,7 +209,8 @@ def paths_of(dataset, paths=None) -> list | None:
     if len(paths) != len(dataset):
         raise ValueError(f"paths names {len(paths)} of {len(dataset)} training images: name each")
     if twice := next((p for p, n in Counter(paths).items() if n > 1), None):
-        raise ValueError(f"two training images are called {twice!r}: give each a name of its own, with its folder, say")
+        raise ValueError(f"two training images are called {twice!r}: "
+                         "give each a name of its own, with its folder, say")
     return paths
 
 # %% ../../nbs/datasets/16_yours.ipynb #41414e81
@@ -217,7 +232,8 @@ def from_dataset(
     source = pixels["train"][0]
     if mean is not None or std is not None: mean, std = stated(mean, std, values.shape[0])
     else: mean, std = _as_they_are(values) if values.normalised else channel_statistics(source)
-    made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std) for k, (x, y) in pixels.items()}
+    made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std)
+            for k, (x, y) in pixels.items()}
     names = class_names(classes or getattr(train, "classes", None), made["train"], made["test"])
     called = paths_of(train, paths)
     return Source(name, made["train"], made["test"], names, val=made.get("val"), paths=called)
