@@ -26,12 +26,14 @@ def _check_values(z, y):
     if bad.any():
         row, column = np.argwhere(bad)[0]
         where = f"{z[row, column]} at row {row}, class {column}"
-        many = f"{bad.sum()} of {z.size} logits are not finite, in {bad.any(1).sum()} of {len(z)} rows"
+        many = (f"{bad.sum()} of {z.size} logits are not finite, "
+                f"in {bad.any(1).sum()} of {len(z)} rows")
         raise ValueError(f"{many}; the first is {where}: did the network's training diverge?")
     wrong = np.flatnonzero((y < 0) | (y >= z.shape[1]))
     if len(wrong):
         where = f"{y[wrong[0]]} at row {wrong[0]}"
-        raise ValueError(f"{len(wrong)} labels lie outside 0 … {z.shape[1] - 1}; the first is {where}: "
+        raise ValueError(f"{len(wrong)} labels lie outside 0 … {z.shape[1] - 1}; "
+                         f"the first is {where}: "
                          "were the labels made for other classes than the logits?")
 
 # %% ../../nbs/metrics/70_accuracy.ipynb #c322a069
@@ -52,7 +54,8 @@ def check_logits(
 ):           # the pair as NumPy arrays: float64 logits, int64 labels
     "The two as arrays to trust. `ValueError`: shape, no image, no label, a logit not finite, an impossible label."
     if labels is None:
-        raise ValueError("labels are None: pass one a row (of the attacks in `svc_mia`, entropy and prob need none)")
+        raise ValueError("labels are None: pass one a row "
+                         "(of the attacks in `svc_mia`, entropy and prob need none)")
     z, y = as_array(logits), as_array(labels)
     _check_shapes(z, y)
     z, y = z.astype(np.float64), y.astype(np.int64)

@@ -132,7 +132,8 @@ class Protocol:
 PROTOCOLS = dict(
     # The paper's attack; δ and buckets are ours, since it prints neither
     paper=Protocol(("single",), 0.01, lambda K: 13),
-    challenge=Protocol(("single", "interval"), 1e-5, lambda K: max(1, 2 * int(np.ceil(np.log(K - 1))))))
+    challenge=Protocol(("single", "interval"), 1e-5,
+                       lambda K: max(1, 2 * int(np.ceil(np.log(K - 1))))))
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #d77d239e
 def image_scores(
@@ -146,7 +147,8 @@ def image_scores(
 # %% ../../nbs/metrics/72_forget_quality.ipynb #8e742556
 def _deals(unlearned, retrained, permutations, seed):
     "All networks dealt out again at random, some times: pairs of (K_U, n) and (K_R, n)."
-    pool, k, rng = np.concatenate([unlearned, retrained]), len(unlearned), np.random.default_rng(seed)
+    pool, k, rng = (np.concatenate([unlearned, retrained]), len(unlearned),
+                    np.random.default_rng(seed))
     for _ in range(permutations):
         deal = pool[rng.permutation(len(pool))]
         yield deal[:k], deal[k:]
@@ -185,7 +187,8 @@ def forget_quality(
     deals = _deals(unlearned, retrained, permutations, seed)
     null = [measure(*deal)[1].mean() for deal in deals] or [np.nan]
     eps, scores = measure(unlearned, retrained)
-    return ForgetQuality(float(scores.mean()), float(np.mean(null)), float(np.std(null)), eps, scores)
+    return ForgetQuality(float(scores.mean()), float(np.mean(null)), float(np.std(null)),
+                         eps, scores)
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #fa23d2ee
 class Interval(NamedTuple):
@@ -194,7 +197,8 @@ class Interval(NamedTuple):
     low: float
     high: float
     def __str__(self):
-        return "–" if np.isnan(self.value) else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
+        return ("–" if np.isnan(self.value)
+                else f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]")
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #743b6497
 def _half_width(variances, df):
@@ -213,14 +217,18 @@ def quality_interval(
     "95 % interval of F at this K: of other networks and other images of the same kind."
     p, sides = _as_protocol(protocol), _check_values(unlearned, retrained)
     K = [len(x) for x in sides]
-    if min(K) < 4: raise ValueError(f"{K[0]} unlearned and {K[1]} retrained networks: an interval needs 4 of each")
+    if min(K) < 4:
+        raise ValueError(f"{K[0]} unlearned and {K[1]} retrained networks: "
+                         "an interval needs 4 of each")
     families, buckets = p.attacks if attacks is None else attacks, p.buckets(min(K))
     def scores(u, r): return image_scores(epsilons(u, r, p.delta, families), buckets)
-    def without(side, k): return scores(*(np.delete(x, k, 0) if i == side else x for i, x in enumerate(sides))).mean()
+    def without(side, k):
+        return scores(*(np.delete(x, k, 0) if i == side else x for i, x in enumerate(sides))).mean()
     F = scores(*sides)
     networks = [(k - 1) * np.var([without(side, i) for i in range(k)]) for side, k in enumerate(K)]
     half = _half_width([*networks, F.var(ddof=1) / len(F)], [K[0] - 1, K[1] - 1, len(F) - 1])
-    return Interval(float(F.mean()), max(0., float(F.mean()) - half), min(1., float(F.mean()) + half))
+    return Interval(float(F.mean()), max(0., float(F.mean()) - half),
+                    min(1., float(F.mean()) + half))
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #24d9634b
 def total_score(
@@ -232,5 +240,6 @@ def total_score(
 )->float:
     "F times the two utility ratios, the challenge's g. `ValueError`: a retrained accuracy not above 0."
     if not (ra_r > 0 and ta_r > 0):
-        raise ValueError(f"the retrained networks have RA {ra_r} and TA {ta_r}: expected both above 0")
+        raise ValueError(f"the retrained networks have RA {ra_r} and TA {ta_r}: "
+                         "expected both above 0")
     return F * (ra_u / ra_r) * (ta_u / ta_r)

@@ -16,7 +16,7 @@ def _bins(x, low, high):
     edges = np.linspace(low, np.where(high > low, high, low + 1), BINS + 1)
     bin = np.clip(((x - edges[0]) / (edges[-1] - edges[0]) * BINS).astype(int), 0, BINS - 1)
     image = np.arange(x.shape[1])
-    bin -= x < edges[bin, image]                               # rounding may be off by one bin at an edge
+    bin -= x < edges[bin, image]  # rounding may be off by one bin at an edge
     return bin + ((x >= edges[bin + 1, image]) & (bin < BINS - 1))
 
 # %% ../../nbs/metrics/76_klom.ipynb #d89037e4
@@ -49,4 +49,5 @@ def klom_95(
     "KLOM by part."
     if missing := ", ".join(sorted(set(unlearned) ^ set(retrained))):
         raise ValueError(f"only one of the two has {missing}: expected the same parts")
-    return {part: float(np.percentile(klom(unlearned[part], retrained[part]), 95)) for part in unlearned}
+    return {part: float(np.percentile(klom(unlearned[part], retrained[part]), 95))
+            for part in unlearned}

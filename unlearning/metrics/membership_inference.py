@@ -45,8 +45,9 @@ def mia_features(
     p = np.exp(log_p)
     entropy = (p * -log_p).sum(axis=1)
     if labels is None: return dict(entropy=entropy, prob=p)
-    return dict(correctness=(z.argmax(axis=1) == y).astype(float), confidence=p[np.arange(len(z)), y],
-                entropy=entropy, m_entropy=_m_entropy(log_p, _log_not_p(z), y), prob=p)
+    return dict(correctness=(z.argmax(axis=1) == y).astype(float),
+                confidence=p[np.arange(len(z)), y], entropy=entropy,
+                m_entropy=_m_entropy(log_p, _log_not_p(z), y), prob=p)
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #eb8ed574
 def _entry(x, rows):
@@ -61,7 +62,8 @@ def _cells(x, most):
     while len(heap) < most:
         scatter, _, widest, rows = heap[0]
         left = x[rows, widest] <= x[rows, widest].mean()
-        if scatter == 0 or left.all() or not left.any(): break  # the rest is constant, up to rounding
+        # the rest is constant, up to rounding
+        if scatter == 0 or left.all() or not left.any(): break
         heapq.heapreplace(heap, _entry(x, rows[left]))
         heapq.heappush(heap, _entry(x, rows[~left]))
     cell = np.empty(len(x), dtype=int)
@@ -75,13 +77,15 @@ def _averages(x, cell):
     return csr_matrix((1 / count[cell], (cell, np.arange(len(x))))) @ x, count
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #577ac70f
-CELLS = 128                     # cells a class to begin with
-LANDMARKS, MISSED = 128, 1e-6   # dimensions of φ at most; squared distance of a φ of length 1 from them that will do
+CELLS = 128  # cells a class to begin with
+# dimensions of φ at most; squared distance of a φ of length 1 from them that will do
+LANDMARKS, MISSED = 128, 1e-6
 
 def _features(centres):
     "A map to the φ of the RBF kernel with γ = 1 / columns; its landmarks are some of the centres of cells."
     gamma = 1 / centres.shape[1]
-    _, order, rank, _ = dpstrf(rbf_kernel(centres, gamma=gamma), tol=MISSED)  # numbers from 1, the farthest first
+    # numbers from 1, the farthest first
+    _, order, rank, _ = dpstrf(rbf_kernel(centres, gamma=gamma), tol=MISSED)
     landmarks = centres[order[:min(rank, LANDMARKS)] - 1]
     return Nystroem(gamma=gamma, n_components=len(landmarks), random_state=0).fit(landmarks)
 
@@ -92,7 +96,8 @@ def _parted(cell, inside):
     return (np.cumsum(np.bincount(part) > 0) - 1)[part]
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #dde67d10
-ROUNDS, STRAY = 8, 1e-3  # fits at most; share of images across the kink from most of their cell that will do
+# fits at most; share of images across the kink from most of their cell that will do
+ROUNDS, STRAY = 8, 1e-3
 
 def _refined(z, target, cell):
     "(w, b) of the machine on the averages of cells, each of one class, which are parted at the kink after each fit."
@@ -113,14 +118,16 @@ PLAIN_UP_TO = 1000                   # shadow images a side that are handed to S
 
 def nonmembers(member, nonmember, asked, exact=False):
     "Which rows of `asked` an RBF SVC calls non-members, having learned from the rows of the other two."
-    x, target = np.concatenate([member, nonmember]), np.repeat([-1, 1], [len(member), len(nonmember)])
+    x, target = (np.concatenate([member, nonmember]),
+                 np.repeat([-1, 1], [len(member), len(nonmember)]))
     if exact or len(member) <= PLAIN_UP_TO:
         return SVC(C=3, gamma="auto").fit(x, target).predict(asked) > 0
     of_members, of_others = _cells(member, CELLS), _cells(nonmember, CELLS)
     cell = np.concatenate([of_members, of_members.max() + 1 + of_others])
     phi = _features(_averages(x, cell)[0])
     w, b = _refined(phi.transform(x), target, cell)
-    return phi.transform(asked) @ w + b > 1e-9  # above rounding: without evidence nobody is a non-member
+    # above rounding: without evidence nobody is a non-member
+    return phi.transform(asked) @ w + b > 1e-9
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #8bbced2a
 def draw_shadow(n, m, samples, seed):

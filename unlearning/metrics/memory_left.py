@@ -65,7 +65,8 @@ def _of_mean(x):
 def _of_cells(x):
     "What cells alone give to the covariance of the mean of (…, S, K, n): rows and columns taken out."
     K, n = x.shape[-2:]
-    d = x - x.mean(axis=-1, keepdims=True) - x.mean(axis=-2, keepdims=True) + x.mean(axis=(-2, -1), keepdims=True)
+    d = (x - x.mean(axis=-1, keepdims=True) - x.mean(axis=-2, keepdims=True)
+         + x.mean(axis=(-2, -1), keepdims=True))
     d = d.reshape(*d.shape[:-2], K * n)
     return d @ np.swapaxes(d, -1, -2) / ((K - 1) * (n - 1) * K * n)
 
@@ -87,7 +88,8 @@ def _means(*sets):
 def _four(O, R, U, C, R_test, C_test, by):
     "The four means: U − C, O − R and C − R on forget, C − R on test."
     (A, B), T = _added(O, R, U, C, by), SCORES[by][1](C_test, R_test)[..., None, :, :]
-    none = np.zeros((*T.shape[:-2], U.shape[-2], T.shape[-1]))  # originals and unlearned have no part in the last
+    # originals and unlearned have no part in the last
+    none = np.zeros((*T.shape[:-2], U.shape[-2], T.shape[-1]))
     return _means((np.eye(4)[:, :3], A, B), (np.eye(4)[:, 3:], none, T))
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #d8710fe5
@@ -122,13 +124,17 @@ LEAST = 4  # lineages
 def _lineages(parents, children, named):
     "Parents (K or 1, n) and children (K, n) as float64. `ValueError`: shapes, fewer than `LEAST`, values not finite."
     p, c = (np.asarray(x, dtype=np.float64) for x in (parents, children))
-    if p.ndim != 2 or c.ndim != 2 or len(p) not in (1, len(c)) or p.shape[1] != c.shape[1] or p.shape[1] < 2:
-        raise ValueError(f"{named[0]} has shape {p.shape} and {named[1]} {c.shape}: expected (networks, images) of the "
-                         "same two or more images, a parent for each child in the same row, or one for all")
+    if (p.ndim != 2 or c.ndim != 2 or len(p) not in (1, len(c))
+            or p.shape[1] != c.shape[1] or p.shape[1] < 2):
+        raise ValueError(f"{named[0]} has shape {p.shape} and {named[1]} {c.shape}: "
+                         "expected (networks, images) of the same two or more images, "
+                         "a parent for each child in the same row, or one for all")
     if len(c) < LEAST:
-        raise ValueError(f"{named[1]} has {len(c)} networks: an interval needs {LEAST} at least; train more seeds")
+        raise ValueError(f"{named[1]} has {len(c)} networks: an interval needs {LEAST} at least; "
+                         "train more seeds")
     for name, x in zip(named, (p, c)):
-        if bad := np.sum(~np.isfinite(x)): raise ValueError(f"{bad} of {x.size} values of {name} are not finite")
+        if bad := np.sum(~np.isfinite(x)):
+            raise ValueError(f"{bad} of {x.size} values of {name} are not finite")
     return p, c
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #a311733d
@@ -136,15 +142,16 @@ def _check_score(by, arrays):
     if by not in SCORES: raise ValueError(f"by is {by!r}: expected one of {', '.join(SCORES)}")
     low, high = min(x.min() for x in arrays), max(x.max() for x in arrays)
     if by == "correctness" and not 0 <= low <= high <= 1:
-        raise ValueError(f"values lie from {low:.3g} to {high:.3g}: correctness is 0 or 1, see `correct`; "
-                         "for confidences take by=\"auc\"")
+        raise ValueError(f"values lie from {low:.3g} to {high:.3g}: "
+                         "correctness is 0 or 1, see `correct`; for confidences take by=\"auc\"")
 
 def _checked(O, R, U, C, by):
     "The four on one set of images."
     (O, U), (R, C) = _lineages(O, U, "OU"), _lineages(R, C, "RC")
     _check_score(by, (O, R, U, C))
     if U.shape[1] == C.shape[1]: return O, R, U, C
-    raise ValueError(f"U has {U.shape[1]} images and C {C.shape[1]}: ask all about the same forget set")
+    raise ValueError(f"U has {U.shape[1]} images and C {C.shape[1]}: "
+                     "ask all about the same forget set")
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #48a5e567
 def _swing(A, B):
@@ -171,12 +178,15 @@ class MemoryLeft:
     word: str             # `NOTHING` where `remembered` is not clearly above 0: all shares are NaN; else ""
 
     def __str__(self):
-        shares = ", ".join(f"{k} {getattr(self, k)}" for k in ("memory", "mark", "drift", "distance"))
+        shares = ", ".join(f"{k} {getattr(self, k)}"
+                           for k in ("memory", "mark", "drift", "distance"))
         given = f", given {self.given}" if self.given else ""
-        return f"{self.word or shares + ' percent'}; of {self.remembered} points of {self.by}{given}"
+        return (f"{self.word or shares + ' percent'}; "
+                f"of {self.remembered} points of {self.by}{given}")
 
 def _given(O, R):
-    return " and ".join(name for name, x in (("one original", O), ("one retrained network", R)) if len(x) == 1)
+    return " and ".join(name for name, x in (("one original", O), ("one retrained network", R))
+                        if len(x) == 1)
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #8e69867f
 def memory_left(
@@ -199,9 +209,11 @@ def memory_left(
 def _measured(means, exchangeable, by, swing, given):
     value, half = (100 * float(x) for x in _combined(means, REMEMBERED))
     remembered, none = Interval(value, value - half, value + half), Interval(*[np.nan] * 3)
-    if not remembered.low > 0: return MemoryLeft(none, none, none, none, remembered, np.nan, by, given, NOTHING)
+    if not remembered.low > 0:
+        return MemoryLeft(none, none, none, none, remembered, np.nan, by, given, NOTHING)
     memory, mark, drift, distance = (_share(means, w) for w in (MEMORY, MARK, DRIFT, DISTANCE))
-    return MemoryLeft(memory, mark if exchangeable else none, drift, distance, remembered, swing, by, given, "")
+    return MemoryLeft(memory, mark if exchangeable else none, drift, distance,
+                      remembered, swing, by, given, "")
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #ba90c2e0
 def by_image(
@@ -228,9 +240,12 @@ def size_left(
     one, other = (_added(*_checked(*(x[part::2] for x in (O, R, U, C)), by), by) for part in (0, 1))
     (l, g), (k, h) = (sum(kind.mean(axis=1) for kind in half)[:2] for half in (one, other))
     share = (l @ k) / (g @ h)
-    moves = [*_moves(one, k, h, share), *_moves(other, l, g, share), len(l) * (l * k - share * g * h)]
-    half = _half_width([x.var(ddof=1) / len(x) for x in moves], [len(x) - 1 for x in moves]) / (g @ h)
-    return Interval(*(float(100 * np.sign(x) * np.sqrt(abs(x))) for x in (share, share - half, share + half)))
+    moves = [*_moves(one, k, h, share), *_moves(other, l, g, share),
+             len(l) * (l * k - share * g * h)]
+    half = _half_width([x.var(ddof=1) / len(x) for x in moves],
+                       [len(x) - 1 for x in moves]) / (g @ h)
+    return Interval(*(float(100 * np.sign(x) * np.sqrt(abs(x)))
+                      for x in (share, share - half, share + half)))
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #37338f4f
 def side_effect(
@@ -239,6 +254,8 @@ def side_effect(
     "RA or TA of the unlearned networks against the retrained ones, with a 95 % interval."
     (_, U), (_, R) = _lineages(U, U, "UU"), _lineages(R, R, "RR")
     _check_score("correctness", (U, R))
-    if U.shape[1] != R.shape[1]: raise ValueError(f"U has {U.shape[1]} images and R {R.shape[1]}: expected the same")
-    value, half = (100 * float(x) for x in _combined(_means((np.eye(1), U[None], -R[None])), np.ones(1)))
+    if U.shape[1] != R.shape[1]:
+        raise ValueError(f"U has {U.shape[1]} images and R {R.shape[1]}: expected the same")
+    value, half = (100 * float(x)
+                   for x in _combined(_means((np.eye(1), U[None], -R[None])), np.ones(1)))
     return Interval(value, value - half, value + half)

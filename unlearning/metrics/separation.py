@@ -13,8 +13,10 @@ from .accuracy import as_array
 # %% ../../nbs/metrics/73_separation.ipynb #3dc6c927
 def _finite(name, values):
     v = as_array(values).astype(np.float64)
-    if v.ndim != 1 or not len(v): raise ValueError(f"{name} has shape {v.shape}: expected a value for each image")
-    if bad := np.sum(~np.isfinite(v)): raise ValueError(f"{bad} of {len(v)} values of {name} are not finite")
+    if v.ndim != 1 or not len(v):
+        raise ValueError(f"{name} has shape {v.shape}: expected a value for each image")
+    if bad := np.sum(~np.isfinite(v)):
+        raise ValueError(f"{bad} of {len(v)} values of {name} are not finite")
     return v
 
 # %% ../../nbs/metrics/73_separation.ipynb #66e1f7fa
@@ -23,7 +25,8 @@ def separation(
 ) -> float:      # percent
     "AUC: how often a value of `one` lies above one of `other`. `ValueError`: an empty set, a value not finite."
     sets = [_finite(name, v) for name, v in (("one", one), ("other", other))]
-    return float(100 * roc_auc_score(np.repeat([1, 0], [len(v) for v in sets]), np.concatenate(sets)))
+    return float(100 * roc_auc_score(np.repeat([1, 0], [len(v) for v in sets]),
+                                     np.concatenate(sets)))
 
 # %% ../../nbs/metrics/73_separation.ipynb #72697332
 PAIRS = (("forget", "test"), ("retain", "forget"), ("retain", "test"))

@@ -18,7 +18,8 @@ def _gaps(U, R, first):
         raise ValueError(f"no {', '.join(missing)}: expected {', '.join(parts)} of both")
     u, r = (np.array([np.asarray(x[p], dtype=np.float64) for p in parts]) for x in (U, R))
     if u.shape != r.shape or u.ndim != 2 or u.shape[1] < 2:
-        raise ValueError(f"U has shape {u.shape} and R {r.shape}: expected three parts of the same seeds, two at least")
+        raise ValueError(f"U has shape {u.shape} and R {r.shape}: "
+                         "expected three parts of the same seeds, two at least")
     if not all((0 <= x).all() and (x <= 100).all() for x in (u, r)):
         raise ValueError("a value lies outside 0 … 100: expected percent")
     return np.abs(u - r) / 100

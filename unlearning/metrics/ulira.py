@@ -21,7 +21,8 @@ def _left_out(x):
 # %% ../../nbs/metrics/75_ulira.ipynb #0c190f05
 def _log_ratio(x, one, other, floor):
     "log N(x; one) − log N(x; other), each a mean and a spread."
-    def density(mean, sd): return -np.log(np.maximum(sd, floor)) - ((x - mean) / np.maximum(sd, floor))**2 / 2
+    def density(mean, sd):
+        return -np.log(np.maximum(sd, floor)) - ((x - mean) / np.maximum(sd, floor))**2 / 2
     return density(*one) - density(*other)
 
 def _scores(u, r):
@@ -48,17 +49,22 @@ class ULira:
     tpr_01: float                             # at 0.1 % FPR
     by_image: np.ndarray = field(repr=False)  # (n,) accuracy of each image
 
-    def __str__(self): return f"{self.accuracy:.1f} % right, {self.tpr_1:.2f} % found at 1 % FPR, {self.tpr_01:.2f} % at 0.1 %"
+    def __str__(self):
+        return (f"{self.accuracy:.1f} % right, {self.tpr_1:.2f} % found at 1 % FPR, "
+                f"{self.tpr_01:.2f} % at 0.1 %")
 
 def _checked(first, second, names, least):
     "Both as float64 (K, n) of the same images."
     a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or min(len(a), len(b)) < least or not a.size:
-        raise ValueError(f"{names[0]} has shape {a.shape} and {names[1]} {b.shape}: expected (networks, images), "
-                         f"the same images, at least {least} networks each")
+    if (a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:]
+            or min(len(a), len(b)) < least or not a.size):
+        raise ValueError(f"{names[0]} has shape {a.shape} and {names[1]} {b.shape}: expected "
+                         f"(networks, images), the same images, at least {least} networks each")
     for name, x in zip(names, (a, b)):
-        if bad := np.sum(~np.isfinite(x)): raise ValueError(f"{bad} of {x.size} values of {name} are not finite")
-        if np.isin(x, (0, 1)).all(): raise ValueError(f"{name} holds only 0 and 1: expected `statistic`")
+        if bad := np.sum(~np.isfinite(x)):
+            raise ValueError(f"{bad} of {x.size} values of {name} are not finite")
+        if np.isin(x, (0, 1)).all():
+            raise ValueError(f"{name} holds only 0 and 1: expected `statistic`")
     return a, b
 
 # %% ../../nbs/metrics/75_ulira.ipynb #6d038a82
@@ -69,7 +75,8 @@ def ulira(
     "The attack, each network left out of its own fit. `ValueError`: shapes, values not finite or only 0 and 1."
     of_u, of_r = _scores(*_checked(unlearned, retrained, ("unlearned", "retrained"), 3))
     by_image = 50 + 25 * (np.sign(of_u).mean(axis=0) - np.sign(of_r).mean(axis=0))
-    return ULira(float(by_image.mean()), *(_tpr(of_u, of_r, fpr) for fpr in (0.01, 0.001)), by_image)
+    return ULira(float(by_image.mean()),
+                 *(_tpr(of_u, of_r, fpr) for fpr in (0.01, 0.001)), by_image)
 
 # %% ../../nbs/metrics/75_ulira.ipynb #e5fa1cd1
 def vulnerable(
@@ -95,5 +102,6 @@ def ulira_apart(
     if len(O) != len(U) or min(len(O), len(R)) < 6:
         raise ValueError(f"O, R and U have {len(O)}, {len(R)} and {len(U)} networks: "
                          "expected six lineages at least, an original for each of U")
-    chosen, (U, R) = vulnerable(O[::2], R[::2], share), _checked(U[1::2], R[1::2], ("unlearned", "retrained"), 3)
+    chosen, (U, R) = (vulnerable(O[::2], R[::2], share),
+                      _checked(U[1::2], R[1::2], ("unlearned", "retrained"), 3))
     return ulira(U[:, chosen], R[:, chosen]), ulira(U[:, ~chosen], R[:, ~chosen])
