@@ -26,11 +26,13 @@ from .report import origin, panels, signed, title
 from .study import CONTROL, Results
 
 # %% ../nbs/92_league.ipynb #9efc981e
-BY_ITSELF = ("original", "retrain", "reference")  # rows that no recipe has touched: their control is Retrain
+# rows that no recipe has touched: their control is Retrain
+BY_ITSELF = ("original", "retrain", "reference")
 
 def _four(results, row) -> dict:  # rows: of the unlearned networks, their control, and what each began with
     if row in BY_ITSELF: return dict(U=row, C="retrain", O="original", R="retrain")
-    if CONTROL + row in results.answers: return dict(U=row, C=CONTROL + row, O="original", R="retrain")
+    if CONTROL + row in results.answers:
+        return dict(U=row, C=CONTROL + row, O="original", R="retrain")
     raise ValueError(f"{row} has no control: run the study with control=True")
 
 def _parents(results, row) -> str:
@@ -46,7 +48,8 @@ def lineages(
     what: str = "correct",    # or "confidence"
 ) -> dict:                    # "U", "C", "O", "R": (K, n); (1, n) of a network from which all descend
     "Arrays of the unlearned networks, their controls, originals and retrained ones, a lineage a row."
-    found, single = {k: results.answers[m] for k, m in _four(results, row).items()}, _parents(results, row)
+    found, single = ({k: results.answers[m] for k, m in _four(results, row).items()},
+                     _parents(results, row))
     seeds = set.intersection(*(set(a.seeds) for k, a in found.items() if k not in single))
     at = {k: [0] if k in single else np.isin(a.seeds, [*seeds]) for k, a in found.items()}
     arrays = {k: np.asarray(getattr(a, what)[part], float)[at[k]] for k, a in found.items()}
@@ -109,7 +112,8 @@ def _memory(results, row, exchangeable) -> dict:
     none = dict.fromkeys((*SHARES, "memory_auc", "size", "tenth"), NONE) | dict(given="")
     if _lineages(results, row) < LEAST: return none | dict(word=_missing(results, row))
     m, auc = (memory_of(results, row, exchangeable, by) for by in ("correctness", "auc"))
-    found = {k: getattr(m, k) for k in SHARES} | dict(memory_auc=auc.memory, word=m.word, given=m.given)
+    found = ({k: getattr(m, k) for k in SHARES}
+             | dict(memory_auc=auc.memory, word=m.word, given=m.given))
     if m.word or auc.word: return none | found
     return found | dict(size=_size(results, row), tenth=_most_remembered(results, row))
 
@@ -121,9 +125,11 @@ def league(
     "Memory left, its size, mark, drift and distance (percent), side effects (points), cost (percent)."
     mean = pd.concat([results.networks, results.beside]).groupby("method")[["passes", "seconds"]].mean()
     def cells(row):
-        side = {c: _beside_retrain(results, row, part) for c, part in (("RA", "retain"), ("TA", "test"))}
+        side = {c: _beside_retrain(results, row, part)
+                for c, part in (("RA", "retain"), ("TA", "test"))}
         time = 100 * mean.seconds.get(row, np.nan) / mean.seconds["retrain"]
-        cost = dict(passes=mean.passes.get(row, np.nan), time=time, lineages=_lineages(results, row))
+        cost = dict(passes=mean.passes.get(row, np.nan), time=time,
+                    lineages=_lineages(results, row))
         if row == "original": cost |= dict(passes=0., time=0.)  # nothing is done to it
         return _memory(results, row, exchangeable) | side | cost
     return pd.DataFrame({row: cells(row) for row in _rows(results)}).T
@@ -151,13 +157,15 @@ def _ranked(found) -> list:
 def idle(found) -> list:
     "Methods that have changed nothing: what is left, and test accuracy, are those of No Unlearning."
     if "original" not in found.index: return []
-    def same(m): return found.memory[m] == found.memory["original"] and found.TA[m] == found.TA["original"]
+    def same(m):
+        return found.memory[m] == found.memory["original"] and found.TA[m] == found.TA["original"]
     return [m for m in found.index if m not in BY_ITSELF and same(m)]
 
 def _in_words(found) -> pd.DataFrame:
     table = {words: found[k].map(_cell) for k, words in SHOWN.items()}
     table[LEFT] = [word or cell for word, cell in zip(found.word, table[LEFT])]
-    table[LEFT] = [f"{cell}: changed nothing" if m in idle(found) else cell for m, cell in zip(found.index, table[LEFT])]
+    table[LEFT] = [f"{cell}: changed nothing" if m in idle(found) else cell
+                   for m, cell in zip(found.index, table[LEFT])]
     table |= {f"{c} − Retrain": found[c].map(lambda v: _cell(v, 1)) for c in ("RA", "TA")}
     table |= {f"{k}, %": found[k].map(lambda v: _cell(v, 1)) for k in ("passes", "time")}
     return pd.DataFrame(table | dict(lineages=found.lineages)).loc[_ranked(found)]
@@ -170,15 +178,19 @@ def league_table(
 ) -> pd.DataFrame:
     "`league` in words: the memory nearest to 0 first, then what does not fit, the reference and No Unlearning."
     table, last = _in_words(found), sum(m in LAST for m in found.index)
-    missing = pd.DataFrame("–", [*unfit], table.columns).assign(**{LEFT: "does not fit", "lineages": 0})
+    missing = pd.DataFrame("–", [*unfit], table.columns).assign(
+        **{LEFT: "does not fit", "lineages": 0})
     given = "".join({f", given {words}" for words in found.given if words})
     table = table.rename(index=_titles(results))
     table = pd.concat([table.iloc[:len(table) - last], missing, table.iloc[len(table) - last:]])
     return table.rename_axis(index=None, columns=origin(results) + given)
 
 # %% ../nbs/92_league.ipynb #b113d9bb
-CANCELS = 10  # percent: by how much more is left blind to sign where images kept and overdone cancel in the mean
-SPARES = 1.5  # points of test accuracy below Retrain: a method that loses more has paid for forgetting with the network
+# percent: by how much more is left blind to sign where images kept and overdone cancel in the mean
+CANCELS = 10
+# points of test accuracy below Retrain:
+# a method that loses more has paid for forgetting with the network
+SPARES = 1.5
 
 def _sparing(found) -> list:
     "Methods that did something and spared the network, the memory nearest to 0 first."
@@ -188,19 +200,26 @@ def _sparing(found) -> list:
 def in_words(found: pd.DataFrame, results: Results) -> str:
     "What the table says, in sentences."
     best, *others = _sparing(found) or [None]
-    if best is None: return f"No method leaves less than all and stays within {SPARES} points of Retrain's test accuracy."
+    if best is None:
+        return ("No method leaves less than all and stays within "
+                f"{SPARES} points of Retrain's test accuracy.")
     def of(m, k="memory", digits=0): return _cell(found[k][m], digits)
     def named(m):
         n, most = found.lineages[m], found.lineages.max()
         return title(results, m) + (f" ({n} of {most} lineages)" if n < most else "")
-    said = [f"Of the methods estimated within {SPARES} points of Retrain's test accuracy, {named(best)} leaves least in the "
-            f"mean over images: {of(best)} % of the memory, at {of(best, 'TA', 1)} points."]
-    if others: said.append(f"Next: {named(others[0])}, {of(others[0])} % at {of(others[0], 'TA', 1)} points.")
+    said = [f"Of the methods estimated within {SPARES} points of Retrain's test accuracy, "
+            f"{named(best)} leaves least in the mean over images: {of(best)} % of the memory, "
+            f"at {of(best, 'TA', 1)} points."]
+    if others:
+        said.append(f"Next: {named(others[0])}, {of(others[0])} % "
+                    f"at {of(others[0], 'TA', 1)} points.")
     size, auc = found["size"][best].value, abs(found.memory_auc[best].value)
     if np.isfinite(size):
-        said.append(f"By how surely the labels are said (AUC) {of(best, 'memory_auc')} % is left, blind to sign {of(best, 'size')} "
-                    f"%, and of the tenth remembered most {of(best, 'tenth')} %.")
-    if size > auc + CANCELS: said.append("What is kept of some images and overdone on others cancels in the mean.")
+        said.append(f"By how surely the labels are said (AUC) {of(best, 'memory_auc')} % is left, "
+                    f"blind to sign {of(best, 'size')} %, "
+                    f"and of the tenth remembered most {of(best, 'tenth')} %.")
+    if size > auc + CANCELS:
+        said.append("What is kept of some images and overdone on others cancels in the mean.")
     return re.sub(r"-(?=\d)", "−", " ".join(said))
 
 # %% ../nbs/92_league.ipynb #f5df5423
@@ -263,7 +282,8 @@ def _draw(ax, found, row, x, y, look, named):
     ends = [np.abs(np.subtract(v[1:], v.value))[:, None] for v in (found.memory[row], found.TA[row])]
     xerr, yerr = ends if look == "o" else (None, None)
     ecolor, color = ("silver", "black") if named else ("gainsboro", "darkgray")
-    ax.errorbar(x, y, yerr, xerr, fmt=look, color=color, ecolor=ecolor, mfc="white", zorder=3 if named else 2)
+    ax.errorbar(x, y, yerr, xerr, fmt=look, color=color, ecolor=ecolor, mfc="white",
+                zorder=3 if named else 2)
 
 def _frame(ax, x):
     "Retrain's place, the axes' names, and room for names."
@@ -271,11 +291,13 @@ def _frame(ax, x):
     ax.annotate("Retrain", (0, 0), (-4, 3), textcoords="offset points", ha="right", fontsize=9)
     ax.set_xticks(np.arange(-25, 126, 25))
     ax.set(xlabel="memory left [% of what the originals remembered]",
-           ylabel="test accuracy − Retrain's [points]", xlim=(min(x.min() - 5, -25), max(x.max() + 5, 125)))
+           ylabel="test accuracy − Retrain's [points]",
+           xlim=(min(x.min() - 5, -25), max(x.max() + 5, 125)))
     ax.margins(y=0.15)
 
 # %% ../nbs/92_league.ipynb #959b8e79
-WAYS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))  # first off the intervals
+# first off the intervals
+WAYS = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
 SPOTS = [(r * x, r * y) for r in (8, 14, 22, 32, 45, 60, 80, 105) for x, y in WAYS]  # in points
 
 def _box(text, spot):
@@ -293,7 +315,8 @@ def _name(ax, at, names):
     points = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in ax.transData.transform(at)]
     line = dict(arrowstyle="-", lw=0.5, color="gray", shrinkA=0, shrinkB=3)
     look = dict(va="center", fontsize=9, path_effects=[withStroke(linewidth=3, foreground="white")])
-    def free(box): return box.count_overlaps(taken + points) == 0 and frame.count_contains(box.corners()) == 4
+    def free(box):
+        return box.count_overlaps(taken + points) == 0 and frame.count_contains(box.corners()) == 4
     for i, name in names.items():
         text = ax.annotate(name, at[i], SPOTS[0], textcoords="offset points", arrowprops=line, **look)
         spot = next((spot for spot in SPOTS if free(_box(text, spot))), SPOTS[0])
@@ -304,7 +327,8 @@ def plot_league(found: pd.DataFrame, results: Results):
     "Memory left against test accuracy, both against Retrain, with 95 % intervals; arrows: beyond the edge."
     fig, ((ax,),) = panels(height=4.5)
     rows = [m for m in found.index if m != "reference" and np.isfinite(found.memory[m].value)]
-    if not rows: return signed(fig, results)  # nothing was remembered, or nothing is left to compare
+    # nothing was remembered, or nothing is left to compare
+    if not rows: return signed(fig, results)
     true = [np.array([v.value for v in found[c][rows]]) for c in ("memory", "TA")]
     x, y, arrows = _at_edge(*true)
     named = np.array([m in _named(found, rows) for m in rows]) | (arrows != "o")
@@ -333,13 +357,15 @@ def _attacked(results, row) -> dict:
 # %% ../nbs/92_league.ipynb #3a716051
 def _ceiling(results, row, pair) -> float:
     q = results.quality.query("protocol == 'paper'").set_index("method").ceiling
-    return q[row] if row in q else forget_quality(*pair, permutations=results.facts["permutations"]).ceiling
+    return (q[row] if row in q
+            else forget_quality(*pair, permutations=results.facts["permutations"]).ceiling)
 
 def _quality(results, row) -> dict:
     "F by the paper's protocol; fewer than four networks give no interval."
     pair = [results.answers[m].confidence["forget"] for m in (row, "retrain")]
     few = min(map(len, pair)) < LEAST
-    F = Interval(forget_quality(*pair, permutations=0).F, np.nan, np.nan) if few else quality_interval(*pair)
+    F = (Interval(forget_quality(*pair, permutations=0).F, np.nan, np.nan) if few
+         else quality_interval(*pair))
     return {"F ↑": F, "F / ceiling, % ↑": 100 * F.value / _ceiling(results, row, pair)}
 
 # %% ../nbs/92_league.ipynb #b2db797e
@@ -367,8 +393,10 @@ def yardsticks(results: Results) -> pd.DataFrame:  # numbers, and Intervals in "
     gaps = abs(mean - mean.loc["retrain"]).mean(axis=1)
     def cells(row):
         mia = {"MIA gap, points ↓": gaps[row]}
-        return mia | _quality(results, row) | _attacked(results, row) | _distances(results, row, frame)
-    rows = [m for m in ("reference", *results.facts["titles"]) if m in results.answers and m != "retrain"]
+        return (mia | _quality(results, row) | _attacked(results, row)
+                | _distances(results, row, frame))
+    rows = [m for m in ("reference", *results.facts["titles"])
+            if m in results.answers and m != "retrain"]
     return pd.DataFrame({m: cells(m) for m in rows if len(results.answers[m].seeds) > 2}).T
 
 # %% ../nbs/92_league.ipynb #2ec0f714
@@ -386,13 +414,16 @@ def _goodness(measured) -> pd.DataFrame:
 
 def agreement(found: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     "Rank correlations of the yardsticks over No Unlearning and the methods that changed anything."
-    scores = measured.drop(["reference", *idle(found)], errors="ignore").drop(columns="F ↑")  # F / ceiling ranks alike
-    scores["|memory left| ↓"] = [abs(found.memory[m].value) if m in found.index else np.nan for m in scores.index]
+    # F / ceiling ranks alike
+    scores = measured.drop(["reference", *idle(found)], errors="ignore").drop(columns="F ↑")
+    scores["|memory left| ↓"] = [abs(found.memory[m].value) if m in found.index else np.nan
+                                 for m in scores.index]
     scores["blind to sign ↓"] = [found["size"].get(m, NONE).value for m in scores.index]
     return _goodness(scores).corr("spearman").rename_axis(columns=f"{len(scores)} rows")
 
 # %% ../nbs/92_league.ipynb #22c1e149
-CLEARLY = 50  # percent: the interval of memory left lies within ± this, while No Unlearning is at 100
+# percent: the interval of memory left lies within ± this, while No Unlearning is at 100
+CLEARLY = 50
 
 def forgot(found: pd.DataFrame) -> list:
     "Methods with clearly less memory left than No Unlearning."
@@ -404,7 +435,8 @@ def _placed_below(found, measured) -> dict:
     good, clear = _goodness(measured), forgot(found)
     others = ("KLOM retain ↓", "KLOM test ↓")
     there = [c for c in good if c not in others and np.isfinite(good[c]["original"])]
-    return {c: [m for m in clear if m in good.index and good[c][m] < good[c]["original"]] for c in there}
+    return {c: [m for m in clear if m in good.index and good[c][m] < good[c]["original"]]
+            for c in there}
 
 # %% ../nbs/92_league.ipynb #c2ef58fc
 ONE = 'No Unlearning is one network and has no rank: run the study with originals="each"'
@@ -427,11 +459,13 @@ def _compared(found, measured, row) -> dict:
     digits = {"KLOM forget ↓": 2, "ToW ↑": 2}
     memory = {SHOWN[k]: _cell(found[k][row]) for k in ("memory", "mark")}
     there = row in measured.index
-    return memory | {c: _cell(measured[c][row], digits.get(c, 1)) if there else "–" for c in COMPARED}
+    return memory | {c: _cell(measured[c][row], digits.get(c, 1)) if there else "–"
+                     for c in COMPARED}
 
 def beside_one(many: tuple, one: tuple, results: Results) -> pd.DataFrame:
     "Of two studies, each (`league`, `yardsticks`), the second from one original: its methods, each way."
     rows = [m for m in one[0].index if m not in BY_ITSELF and m in many[0].index]
     ways = {f"{results.facts['K']} originals": many, "one": one}
-    table = {(title(results, m), words): _compared(*way, m) for m in rows for words, way in ways.items()}
+    table = {(title(results, m), words): _compared(*way, m)
+             for m in rows for words, way in ways.items()}
     return pd.DataFrame(table)

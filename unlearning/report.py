@@ -34,39 +34,48 @@ def resampled_gaps(
         picked = rng.integers(len(frame), size=(draws, len(frame)))
         return frame[list(PAPER_ATTACKS)].to_numpy()[picked].mean(axis=1)
     target = means(groups.get_group("retrain"))
-    return pd.DataFrame({method: abs(means(frame) - target).mean(axis=1) for method, frame in groups})
+    return pd.DataFrame({method: abs(means(frame) - target).mean(axis=1)
+                         for method, frame in groups})
 
 # %% ../nbs/90_report.ipynb #ab1b37f5
-OURS = ["RA", "TA", "UA", "UA_true", *ATTACKS, "passes", "seconds"]  # UA_true only where a split knows true labels
+# UA_true only where a split knows true labels
+OURS = ["RA", "TA", "UA", "UA_true", *ATTACKS, "passes", "seconds"]
 
 def _row(frame, retrained, chance) -> dict:
     "A row of `summary`: of the networks of a method, beside the retrained ones."
     gaps = mia_gaps(*(f[list(ATTACKS)].mean().to_dict() for f in (frame, retrained)))
     ours = [c for c in OURS if c in frame]
-    return {**frame[ours].mean(), **{f"{c}_sd": frame[c].std() for c in ours}, **{f"{a}_gap": gaps[a] for a in ATTACKS},
+    return {**frame[ours].mean(), **{f"{c}_sd": frame[c].std() for c in ours},
+            **{f"{a}_gap": gaps[a] for a in ATTACKS},
             "mean_gap": gaps["mean"], "largest_gap": gaps["largest"], "seeds": len(frame),
             "mean_gap_se": 0. if frame is retrained else chance,
             "time": 100 * frame.seconds.mean() / retrained.seconds.mean()}
 
 def _quality(results) -> pd.DataFrame:
     "Forget quality with a row for each method."
-    columns = [(value, protocol) for value in ("F", "ceiling", "ceiling_sd", "total") for protocol in PROTOCOLS]
-    wide = results.quality.pivot(index="method", columns="protocol", values=["F", "ceiling", "ceiling_sd", "total"])
-    return wide.reindex(columns=columns).set_axis([f"{value}_{protocol}" for value, protocol in columns], axis=1)
+    columns = [(value, protocol) for value in ("F", "ceiling", "ceiling_sd", "total")
+               for protocol in PROTOCOLS]
+    wide = results.quality.pivot(index="method", columns="protocol",
+                                 values=["F", "ceiling", "ceiling_sd", "total"])
+    return wide.reindex(columns=columns).set_axis(
+        [f"{value}_{protocol}" for value, protocol in columns], axis=1)
 
 # %% ../nbs/90_report.ipynb #6294c29f
 def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers only; percent, points and seconds
     "Means and standard deviations over seeds, gaps to Retrain, forget quality with its ceiling, and time."
-    groups, chance = dict(list(results.networks.groupby("method", sort=False))), resampled_gaps(results).std()
+    groups, chance = (dict(list(results.networks.groupby("method", sort=False))),
+                      resampled_gaps(results).std())
     rows = {m: _row(frame, groups["retrain"], chance[m]) for m, frame in groups.items()}
-    order = [m for m in results.facts["titles"] if m in groups]  # Retrain first, No Unlearning last, as in the paper
+    # Retrain first, No Unlearning last, as in the paper
+    order = [m for m in results.facts["titles"] if m in groups]
     return pd.DataFrame(rows).T.join(_quality(results)).loc[order]
 
 # %% ../nbs/90_report.ipynb #0fb9a750
 def origin(results: Results) -> str:
     "On what, how many networks a row, and whether one original was unlearned or as many."
     f = results.facts
-    return f"{f['data']}, K = {f['K']} from {'one original' if f['originals'] == 'one' else 'as many originals'}"
+    return (f"{f['data']}, K = {f['K']} from "
+            f"{'one original' if f['originals'] == 'one' else 'as many originals'}")
 
 def title(results: Results, method: str) -> str:
     "What tables call a row; a retrained network's and the original's are named like that too."
@@ -75,13 +84,17 @@ def title(results: Results, method: str) -> str:
 def _label(table, results):
     return table.rename(index=results.facts["titles"]).rename_axis(index=None, columns=origin(results))
 
-def _plus_minus(mean, sd, digits=1): return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "")
-def _spread(s, column, digits=1): return [_plus_minus(m, sd, digits) for m, sd in zip(s[column], s[f"{column}_sd"])]
+def _plus_minus(mean, sd, digits=1):
+    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "")
+
+def _spread(s, column, digits=1):
+    return [_plus_minus(m, sd, digits) for m, sd in zip(s[column], s[f"{column}_sd"])]
 
 def mia_table(results: Results) -> pd.DataFrame:
     "The paper's Tables 1 and 3: percent of forget images called non-members, mean ± sd over seeds, (gap to Retrain)."
     s = summary(results)
-    def cells(attack): return [f"{cell} ({gap:.1f})" for cell, gap in zip(_spread(s, attack), s[f"{attack}_gap"])]
+    def cells(attack):
+        return [f"{cell} ({gap:.1f})" for cell, gap in zip(_spread(s, attack), s[f"{attack}_gap"])]
     table = pd.DataFrame({attack: cells(attack) for attack in ATTACKS}, index=s.index)
     table["mean gap ↓"] = [f"{gap:.2f} ± {se:.2f}" for gap, se in zip(s.mean_gap, s.mean_gap_se)]
     table["largest gap ↓"] = s.largest_gap.map("{:.1f}".format)
@@ -98,7 +111,8 @@ def chance_table(
     than: str = "",  # the row that the others are compared with; empty: the study's first method
 ) -> pd.DataFrame:
     "What of each mean gap chance may have made, by `resampled_gaps`. First row: the gap of a perfect unlearner."
-    gaps, mean, than = resampled_gaps(results, draws), summary(results).mean_gap, than or unlearned(results)[0]
+    gaps, mean, than = (resampled_gaps(results, draws), summary(results).mean_gap,
+                        than or unlearned(results)[0])
     mean["retrain"] = gaps.retrain.mean()
     ranges = {m: "{:.1f} to {:.1f}".format(*g.quantile([0.05, 0.95])) for m, g in gaps.items()}
     table = {"mean gap": mean, "nine of ten draws": pd.Series(ranges)}
@@ -114,22 +128,26 @@ def _beside_ceiling(f, ceiling, sd):
     if f != f: return "–"
     return f"{f:.3f}" + (f" [{ceiling:.3f} ± {sd:.3f}]" if ceiling == ceiling else "")
 
-def _or_dash(form, values, there): return [form.format(v) if t else "–" for v, t in zip(values, there)]
+def _or_dash(form, values, there):
+    return [form.format(v) if t else "–" for v, t in zip(values, there)]
 
+# passes: of images, forward and backward, on any machine
 TIMES = (("passes [% of Retrain]", "{:.1f}", "passes"), ("seconds", "{:.3g}", "seconds"),
-         ("time [% of Retrain]", "{:.1f}", "time"))  # passes: of images, forward and backward, on any machine
+         ("time [% of Retrain]", "{:.1f}", "time"))
 
 def forget_table(results: Results) -> pd.DataFrame:
     "The paper's Tables 2 and 4: accuracy, F-score with its ceiling under both protocols, total score and time."
     s, arrows = summary(results), zip(("RA", "TA", "UA"), ("↑", "↑", "→ Retrain"))
-    table = pd.DataFrame({f"{part} {arrow}": _spread(s, part) for part, arrow in arrows}, index=s.index)
+    table = pd.DataFrame({f"{part} {arrow}": _spread(s, part) for part, arrow in arrows},
+                         index=s.index)
     if "UA_true" in s: table["UA, true ↑"] = _spread(s, "UA_true")
     for p in ("paper", "challenge"):
         columns = (s[f"{value}_{p}"] for value in ("F", "ceiling", "ceiling_sd"))
         table[f"F {p} ↑ [ceiling]"] = [_beside_ceiling(*row) for row in zip(*columns)]
     table["total ↑"] = _or_dash("{:.3f}", s.total_paper, s.total_paper.notna())
     for name, form, column in TIMES:
-        table[name] = _or_dash(form, s[column], s.index != "original")  # it would be the time of training it
+        # it would be the time of training it
+        table[name] = _or_dash(form, s[column], s.index != "original")
     return _label(table.assign(seeds=s.seeds.astype(int)), results)
 
 # %% ../nbs/90_report.ipynb #f332e1f7
@@ -150,28 +168,33 @@ def wrong_table(results: Results) -> pd.DataFrame:
 def _training_in_words(t) -> str:
     weights = ", class weights" if t["class_weights"] else ""
     augment = ", ".join(a if isinstance(a, str) else str(a) for a in t["augment"]) or "none"
-    return (f"{t['epochs']} epochs of {t['optimizer']} ({t['schedule']}, rate {t['lr']}, batch {t['batch_size']}, "
-            f"weight decay {t['weight_decay']}, label smoothing {t['label_smoothing']}{weights}, "
+    return (f"{t['epochs']} epochs of {t['optimizer']} ({t['schedule']}, rate {t['lr']}, "
+            f"batch {t['batch_size']}, weight decay {t['weight_decay']}, "
+            f"label smoothing {t['label_smoothing']}{weights}, "
             f"augmentation {augment}, {t['precision']})")
 
 def _repairs(f) -> str:
     phases = [p for recipe in f["recipes"].values() for p in recipe["phases"]]
     types = {p["training"]["precision"] for p in phases if "training" in p}
-    return f" Repairs in {' and '.join(sorted(types))}." if types - {f["training"]["precision"]} else ""
+    return (f" Repairs in {' and '.join(sorted(types))}."
+            if types - {f["training"]["precision"]} else "")
 
 def _beside_methods(f) -> str:
     controls = any(m.startswith(CONTROL) for m in f["beside"])
     control = " Controls: the same on retrained networks." if controls else ""
-    part = f" RA on {f['retain_measured']:,} of the retained images." if f["retain_measured"] < f["retain"] else ""
+    part = (f" RA on {f['retain_measured']:,} of the retained images."
+            if f["retain_measured"] < f["retain"] else "")
     return control + part
 
 def _machine(f) -> str:
     e = f["environment"]
-    return (f"{e['cpu']}, {e['cores']} cores, run on {f['device']} (GPU: {e['gpu']}), one thread a network. "
-            f"Python {e['python']}, torch {e['torch']}, numpy {e['numpy']}, unlearning {e['unlearning']}.")
+    return (f"{e['cpu']}, {e['cores']} cores, run on {f['device']} (GPU: {e['gpu']}), "
+            f"one thread a network. Python {e['python']}, torch {e['torch']}, "
+            f"numpy {e['numpy']}, unlearning {e['unlearning']}.")
 
 def _lost(results) -> str:
-    lost = [f"{results.facts['beside'].get(m) or title(results, m)} seed {k}: {why}" for (m, k), why in results.failures.items()]
+    lost = [f"{results.facts['beside'].get(m) or title(results, m)} seed {k}: {why}"
+            for (m, k), why in results.failures.items()]
     return " Lost seeds: " + "; ".join(lost) + "." if lost else ""
 
 # %% ../nbs/90_report.ipynb #510e33e5
@@ -180,36 +203,43 @@ ORIGINALS = dict(one="one original", each="an original of its own for each")
 def protocol(results: Results) -> str:
     "One paragraph: data, sizes, network, training, K, attack, hardware and versions."
     f = results.facts
-    shadow = f"{f['samples']:,} shadow images a side" if f["samples"] else "as many shadow images a side as there are"
+    shadow = (f"{f['samples']:,} shadow images a side" if f["samples"]
+              else "as many shadow images a side as there are")
     original = "one original, trained by its owner" if f["given"] else ORIGINALS[f["originals"]]
-    return (f"{f['data']}: {f['train']:,} training images, {f['forget']:,} of them to forget, {f['test']:,} test images."
-            f" Network {f['network']}, {_training_in_words(f['training'])}. K = {f['K']} retrained networks and "
-            f"{f['K']} seeds of each method on {original}; ± is the standard deviation over seeds, for the mean gap "
-            f"its bootstrap standard error.{_beside_methods(f)}{_repairs(f)} SVC attack with {shadow}; F ceiling from "
-            f"{f['permutations']} permutations. {_machine(f)}{_lost(results)}{_collapsed(results)}")
+    return (f"{f['data']}: {f['train']:,} training images, {f['forget']:,} of them to forget, "
+            f"{f['test']:,} test images. Network {f['network']}, "
+            f"{_training_in_words(f['training'])}. K = {f['K']} retrained networks and "
+            f"{f['K']} seeds of each method on {original}; ± is the standard deviation over seeds, "
+            f"for the mean gap its bootstrap standard error.{_beside_methods(f)}{_repairs(f)} "
+            f"SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
+            f"{_machine(f)}{_lost(results)}{_collapsed(results)}")
 
 def _collapsed(results):
     rows = [title(results, m) for m in results.facts.get("collapsed", ())]
     if not rows: return ""
-    return f" Under {', '.join(rows)} networks lost much of their accuracy on retained images, on average."
+    return (f" Under {', '.join(rows)} networks lost much of their accuracy "
+            "on retained images, on average.")
 
 # %% ../nbs/90_report.ipynb #7f3c1425
 def as_text(results: Results) -> str:
     "The tables as plain text."
     with pd.option_context("display.width", 250, "display.max_columns", 30):
-        wrong = f"Wrong labels\n\n{wrong_table(results)}\n\n" if "UA_true" in results.networks else ""
-        return (f"{wrong}Membership inference\n\n{mia_table(results)}\n\nAccuracy and forget quality\n\n"
-                f"{forget_table(results)}\n\n{protocol(results)}\n")
+        wrong = (f"Wrong labels\n\n{wrong_table(results)}\n\n"
+                 if "UA_true" in results.networks else "")
+        return (f"{wrong}Membership inference\n\n{mia_table(results)}\n\n"
+                f"Accuracy and forget quality\n\n{forget_table(results)}\n\n{protocol(results)}\n")
 
 def save_report(results: Results, folder) -> Path:
     "Write networks.csv, quality.csv, summary.csv and tables.txt (the tables as plain text) to a folder."
     folder, long = Path(folder), {"networks": (results.networks, 4), "quality": (results.quality, 5)}
-    tables = {name: frame.round(digits).set_index("method") for name, (frame, digits) in long.items()}
+    tables = {name: frame.round(digits).set_index("method")
+              for name, (frame, digits) in long.items()}
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in (tables | dict(summary=summary(results).round(4))).items():
         with write_whole(folder / f"{name}.csv") as part:
             table.assign(data=results.facts["data"]).to_csv(part, index_label="method")
-    with write_whole(folder / "tables.txt") as part: part.write_text(as_text(results), encoding="utf-8")
+    with write_whole(folder / "tables.txt") as part:
+        part.write_text(as_text(results), encoding="utf-8")
     return folder / "tables.txt"
 
 # %% ../nbs/90_report.ipynb #3c1a8f4c
@@ -227,7 +257,8 @@ def signed(fig, results):
     return fig
 
 # %% ../nbs/90_report.ipynb #6ba881dc
-LOOK = {"test": dict(color="silver", histtype="stepfilled"), "forget": dict(color="black", histtype="step"),
+LOOK = {"test": dict(color="silver", histtype="stepfilled"),
+        "forget": dict(color="black", histtype="step"),
         "retain": dict(color="gray", histtype="step", ls=":")}
 BINS = np.geomspace(1e-3, 20, 40)
 
@@ -255,7 +286,8 @@ def plot_losses(
     fig, axes = panels(len(methods), 2.6, width * len(methods) + 1, sharex=True, sharey=True)
     for ax, method in zip(axes[0], methods):
         _histograms(ax, results.losses[method])
-        ax.set_title(f"{_in_lines(title(results, method))}\n{_smaller(results.losses[method]):.0f} %", fontsize=9)
+        ax.set_title(f"{_in_lines(title(results, method))}\n"
+                     f"{_smaller(results.losses[method]):.0f} %", fontsize=9)
     axes[0, 0].set_ylabel("share of the images [%]")
     _beside(fig, axes[0, 0])
     return signed(fig, results)
@@ -263,7 +295,8 @@ def plot_losses(
 # %% ../nbs/90_report.ipynb #607fd620
 def _methods_below(ax, results, rows):
     names = [title(results, m) for m in rows]
-    ax.set_xticks(np.arange(len(names)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=9)
+    ax.set_xticks(np.arange(len(names)), names, rotation=30, ha="right",
+                  rotation_mode="anchor", fontsize=9)
     return signed(ax.figure, results)
 
 def plot_accuracy(results: Results):
@@ -272,7 +305,8 @@ def plot_accuracy(results: Results):
     looks = dict(RA=("white", "-"), TA=("silver", "--"), UA=("dimgray", ":"))
     for i, (part, (color, line)) in enumerate(looks.items()):
         at, error = np.arange(len(s)) + 0.27 * (i - 1), s[f"{part}_sd"]
-        ax.bar(at, s[part], 0.27, yerr=error, color=color, edgecolor="black", label=part, error_kw=dict(lw=0.8))
+        ax.bar(at, s[part], 0.27, yerr=error, color=color, edgecolor="black", label=part,
+               error_kw=dict(lw=0.8))
         ax.axhline(s.loc["retrain", part], color="black", lw=0.7, ls=line, label=f"Retrain's {part}")
     ax.set(ylabel="accuracy [%]", ylim=(max(0, s[list(looks)].min().min() - 10), 102))
     _beside(fig, ax)
@@ -283,7 +317,8 @@ def plot_mia_gaps(results: Results):
     "Mean gap of the four attacks to Retrain, ± bootstrap error, and each attack's (Figures 5b and 6b)."
     s, (fig, ((ax,),)) = summary(results).drop("retrain"), panels()
     x, error = np.arange(len(s)), s.mean_gap_se
-    ax.bar(x, s.mean_gap, 0.6, yerr=error, color="silver", edgecolor="black", label="mean of the four")
+    ax.bar(x, s.mean_gap, 0.6, yerr=error, color="silver", edgecolor="black",
+           label="mean of the four")
     for attack, marker in zip(PAPER_ATTACKS, "o^sx"):
         ax.plot(x, s[f"{attack}_gap"], "k" + marker, ms=5, mfc="none", label=attack)
     ax.set(ylabel="|score − Retrain| [points]")
@@ -301,7 +336,8 @@ def plot_forget_quality(results: Results):
     (fig, ((ax,),)), x = panels(), np.arange(len(s))
     for i, (name, color) in enumerate((("paper", "silver"), ("challenge", "dimgray"))):
         at = x + 0.36 * (i - 0.5)
-        ax.bar(at, s[f"F_{name}"], 0.36, color=color, edgecolor="black", label=f"protocol \"{name}\"")
+        ax.bar(at, s[f"F_{name}"], 0.36, color=color, edgecolor="black",
+               label=f"protocol \"{name}\"")
         _ceiling(ax, at, s, name, "ceiling ± sd" if i else None)
     ax.set(ylabel="forget quality F")
     _beside(fig, ax)
@@ -321,7 +357,8 @@ def named_points(ax, x, y, names):
         while covers(px, py): py += step / 2
         taken.append((px, py))
         shift = (10, (py - at[i, 1]) * 72 / ax.figure.dpi)
-        ax.annotate(names[i], (x[i], y[i]), xytext=shift, textcoords="offset points", va="center", fontsize=9,
+        ax.annotate(names[i], (x[i], y[i]), xytext=shift, textcoords="offset points",
+                    va="center", fontsize=9,
                     arrowprops=dict(arrowstyle="-", lw=0.5, color="gray", shrinkA=0, relpos=(0, 0.5)))
 
 # %% ../nbs/90_report.ipynb #e4a40cc9
@@ -332,9 +369,11 @@ def plot_tradeoff(results: Results):
     if s.empty: return signed(fig, results)
     x, y = (100 * s.F_paper / s.ceiling_paper).to_numpy(), (s.TA - rows.TA["retrain"]).to_numpy()
     ax.scatter(x, y, s=4 * s.time + 10, color="silver", edgecolor="black", zorder=2)
-    ax.axhline(0, color="black", lw=0.7, ls="--", label="Retrain's test accuracy"); ax.margins(0.12, 0.2)
+    ax.axhline(0, color="black", lw=0.7, ls="--", label="Retrain's test accuracy")
+    ax.margins(0.12, 0.2)
     ax.set(xlabel="forget quality, protocol \"paper\" [% of its ceiling]",
-           ylabel="test accuracy − Retrain's [points]", xlim=(None, x.max() + 0.35 * max(np.ptp(x), 1)))
+           ylabel="test accuracy − Retrain's [points]",
+           xlim=(None, x.max() + 0.35 * max(np.ptp(x), 1)))
     named_points(ax, x, y, [f"{title(results, m)}, {s.time[m]:.0f} %" for m in s.index])
     return signed(fig, results)
 
@@ -344,9 +383,11 @@ def plot_cost(results: Results):
     rows, (fig, ((ax,),)) = summary(results), panels(height=4.)
     s = rows.loc[unlearned(results)]
     if s.empty: return signed(fig, results)
-    ax.axhspan(*resampled_gaps(results).retrain.quantile([0.05, 0.95]), color="gainsboro", label="a perfect unlearner")
+    ax.axhspan(*resampled_gaps(results).retrain.quantile([0.05, 0.95]), color="gainsboro",
+               label="a perfect unlearner")
     ax.axhline(rows.mean_gap["original"], color="black", lw=0.7, ls=":", label="No Unlearning")
-    ax.errorbar(s.time, s.mean_gap, s.mean_gap_se, fmt="o", color="gray", mfc="white", mec="black", elinewidth=0.8)
+    ax.errorbar(s.time, s.mean_gap, s.mean_gap_se, fmt="o", color="gray",
+                mfc="white", mec="black", elinewidth=0.8)
     ax.set(xlabel="time [% of a retraining]", ylabel="mean MIA gap [points]", ylim=(0, None),
            xlim=(None, s.time.max() + 0.35 * max(np.ptp(s.time), 1)))
     named_points(ax, s.time.to_numpy(), s.mean_gap.to_numpy(), [title(results, m) for m in s.index])
@@ -359,7 +400,8 @@ def plot_cost(results: Results):
 def _dots(ax, s, columns):
     "Mean ± sd of columns, a row of the picture for each row; a line where Retrain's mean is."
     for column, look in columns.items():
-        ax.errorbar(s[column], range(len(s)), xerr=s[f"{column}_sd"], fmt="o", ms=5, elinewidth=0.8, ecolor="gray", **look)
+        ax.errorbar(s[column], range(len(s)), xerr=s[f"{column}_sd"], fmt="o", ms=5,
+                    elinewidth=0.8, ecolor="gray", **look)
         ax.axvline(s[column]["retrain"], color="black", lw=0.7, ls="--")
 
 def plot_wrong_labels(results: Results):
@@ -369,9 +411,11 @@ def plot_wrong_labels(results: Results):
     s = s.loc[["retrain", *ranked, "original"]]
     fig, ((said, test),) = panels(2, height=1.2 + 0.22 * len(s), sharey=True, width_ratios=(2, 1))
     black, white = dict(color="black"), dict(mfc="white", mec="black")
-    _dots(said, s, {"UA": black | dict(label="the given, wrong label"), "UA_true": white | dict(label="the true one")})
+    _dots(said, s, {"UA": black | dict(label="the given, wrong label"),
+                    "UA_true": white | dict(label="the true one")})
     _dots(test, s, {"TA": black})
-    said.set(yticks=range(len(s)), yticklabels=[title(results, m) for m in s.index], xlabel="forgotten images on which it says … [%]")
+    said.set(yticks=range(len(s)), yticklabels=[title(results, m) for m in s.index],
+             xlabel="forgotten images on which it says … [%]")
     test.set(xlabel="test accuracy [%]"); said.invert_yaxis()
     said.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, fontsize=9, frameon=False)
     return signed(fig, results)
@@ -381,11 +425,13 @@ def witness(results: Results) -> pd.DataFrame:  # percent, as text
     "How well the confidence of Retrain (mean ± sd), and of the original, tells the parts of the split apart (AUC; §5)."
     by_method = results.separation.drop(columns="seed").groupby("method", sort=False)
     mean, sd = by_method.mean(), by_method.std()
-    cells = {column: [_plus_minus(m, s) for m, s in zip(mean[column], sd[column])] for column in mean}
+    cells = {column: [_plus_minus(m, s) for m, s in zip(mean[column], sd[column])]
+             for column in mean}
     return _label(pd.DataFrame(cells, mean.index), results)
 
 # %% ../nbs/90_report.ipynb #f5483fa8
-STYLES = {"retain": dict(color="gray", ls=":"), "forget": dict(color="black"), "test": dict(color="gray", ls="--")}
+STYLES = {"retain": dict(color="gray", ls=":"), "forget": dict(color="black"),
+          "test": dict(color="gray", ls="--")}
 
 def _confidence(losses):  # of the label, logit-scaled: from −log p to log p − log(1 − p)
     return -np.log(np.expm1(np.maximum(losses, 1e-300)))
@@ -397,7 +443,8 @@ def plot_witness(results: Results, methods=("retrain", "original")):
         for part, style in STYLES.items():
             values = _confidence(results.losses[method][part])
             sns.ecdfplot(values, ax=ax, stat="percent", label=part, **style)
-        ax.set(title=title(results, method), xlabel="log p − log(1 − p) of the label", ylabel="images below [%]")
+        ax.set(title=title(results, method), xlabel="log p − log(1 − p) of the label",
+               ylabel="images below [%]")
     _beside(fig, axes[0, 0])
     return signed(fig, results)
 
@@ -416,18 +463,21 @@ def paper_tables() -> pd.DataFrame:
 # %% ../nbs/90_report.ipynb #87154675
 def paper_summary(dataset: str) -> pd.DataFrame:  # a row for each method: RA, TA, UA, the attacks, mean_gap, F_paper
     "The paper's figures for a data set in the form of `summary`, gaps computed anew from its scores."
-    wide = paper_tables().query("dataset == @dataset").pivot(index="method", columns="metric", values="value")
+    wide = paper_tables().query("dataset == @dataset").pivot(
+        index="method", columns="metric", values="value")
     gaps = wide[list(PAPER_ATTACKS)].sub(wide.loc["retrain", list(PAPER_ATTACKS)]).abs()
     return wide.assign(mean_gap=gaps.mean(axis=1), F_paper=wide.f_score)
 
 def beside_paper(results: Results, dataset: str) -> pd.DataFrame:
     "Our means beside the paper's, for the rows that both have."
-    columns = ["RA", "TA", "UA", "mean_gap", "F_paper"]  # F only as a pair of orders: it depends on K, 32 in the paper
+    # F only as a pair of orders: it depends on K, 32 in the paper
+    columns = ["RA", "TA", "UA", "mean_gap", "F_paper"]
     pair = {"ours": summary(results)[columns], "paper": paper_summary(dataset)[columns]}
     table = pd.concat(pair, axis=1, join="inner").swaplevel(axis=1).astype(float).round(2)
     table = table.loc[:, [(column, who) for column in columns for who in pair]]
     table.columns.names, table.index.name = [origin(results), None], None
-    return table.rename(index=results.facts["titles"], columns=dict(mean_gap="mean MIA gap", F_paper="F"))
+    return table.rename(index=results.facts["titles"],
+                        columns=dict(mean_gap="mean MIA gap", F_paper="F"))
 
 # %% ../nbs/90_report.ipynb #d21e51ff
 def _bars(ax, values, label, color):
