@@ -24,7 +24,8 @@ def mean_activations(
     "Each activation's output, averaged over `images`."
     total = {}
     for batch in batches(images, batch_size):
-        for name, out in watch_activations(model, batch.x).items(): total[name] = total.get(name, 0) + out.float().sum(0)
+        for name, out in watch_activations(model, batch.x).items():
+            total[name] = total.get(name, 0) + out.float().sum(0)
     return {name: value / len(images) for name, value in total.items()}
 
 # %% ../../nbs/methods/46_activation_pruning.ipynb #97b5ebb4
@@ -37,12 +38,14 @@ class PruneActivations(Edit):
     def start(self, run):
         run.student = place_masks(run.student, next(batches(run.split.forget, 2)).x)
 
-    def driven(self, run): return mean_activations(run.student.eval(), run.split.forget)  # what is ranked
+    def driven(self, run):  # what is ranked
+        return mean_activations(run.student.eval(), run.split.forget)
 
     def edit(self, run):
         means = self.driven(run)
         keep = np.linspace(self.first, self.last, len(means)).tolist()
-        masks = {name: mean <= torch.quantile(mean, q) for (name, mean), q in zip(means.items(), keep)}
+        masks = {name: mean <= torch.quantile(mean, q)
+                 for (name, mean), q in zip(means.items(), keep)}
         mask_activations(run.student, masks)
         return sum((~mask).sum().item() for mask in masks.values())
 
@@ -55,8 +58,10 @@ class PruneOwn(PruneActivations):
     def images(self, split): return len(split.forget) + len(split.retain)
 
     def driven(self, run):
-        forget, retain = (mean_activations(run.student.eval(), part) for part in (run.split.forget, run.split.retain))
-        return {name: (mean - self.minus_retain * retain[name]).clamp(min=0) for name, mean in forget.items()}
+        forget, retain = (mean_activations(run.student.eval(), part)
+                          for part in (run.split.forget, run.split.retain))
+        return {name: (mean - self.minus_retain * retain[name]).clamp(min=0)
+                for name, mean in forget.items()}
 
 # %% ../../nbs/methods/46_activation_pruning.ipynb #cc6e079d
 def activation_pruning(
@@ -71,4 +76,5 @@ def activation_pruning(
     prune = PruneActivations(first=first, last=last)
     if minus_retain: prune = PruneOwn(first=first, last=last, minus_retain=minus_retain)
     phases = prune, Repair(training=repair)
-    return Recipe(name="activation_pruning", title="Activation Pruning", phases=phases * rounds, source=source)
+    return Recipe(name="activation_pruning", title="Activation Pruning",
+                  phases=phases * rounds, source=source)

@@ -22,7 +22,8 @@ def uphill(
 ):
     "One step of PGD in the ℓ2 ball around each image: a tenth of its radius, up the loss."
     x = pixels.detach().requires_grad_()
-    slope, = torch.autograd.grad(F.cross_entropy(outputs(model, images.normalize(x)), y, reduction="sum"), x)
+    slope, = torch.autograd.grad(
+        F.cross_entropy(outputs(model, images.normalize(x)), y, reduction="sum"), x)
     def size(t): return t.flatten(1).norm(dim=1).clamp(min=1e-10)[:, None, None, None]
     radius = bound[:, None, None, None]
     away = pixels + radius / 10 * slope / size(slope) - clean
@@ -44,7 +45,8 @@ def mistaken(
         for _ in range(steps):
             right = answers(model, images, pixels) == y
             if not right.any(): break
-            pixels = torch.where(right[:, None, None, None], uphill(model, images, clean, pixels, y, radius), pixels)
+            pixels = torch.where(right[:, None, None, None],
+                                 uphill(model, images, clean, pixels, y, radius), pixels)
         found = answers(model, images, pixels)
         if (found != y).all(): break
         radius = torch.where(found == y, 2 * radius, radius)
@@ -57,11 +59,13 @@ def joined(*parts: Images) -> Images:
     source = torch.cat([scaled(part.images) for part in parts])
     return Images(source, cat("labels"), cat("indices"), parts[0].mean, parts[0].std)
 
-def neighbours(model, images: Images, bound: float = 0.04, steps: int = 50, radii: int = 10, batch_size: int = 250) -> Images:
+def neighbours(model, images: Images, bound: float = 0.04, steps: int = 50, radii: int = 10,
+               batch_size: int = 250) -> Images:
     "Each image's mistaken neighbour, labelled by the mistake; without those for which none was found."
     found = []
     for batch in batches(images, batch_size):
-        pixels, y = mistaken(model, images, scaled(images.take(batch.at)), batch.y, bound, steps, radii)
+        pixels, y = mistaken(model, images, scaled(images.take(batch.at)), batch.y,
+                             bound, steps, radii)
         near = replace(images[batch.at.cpu()], source=pixels, labels=y, rows=None, truth=None)
         found.append(near[(y != batch.y).nonzero().flatten().cpu()])
     return joined(*found)
@@ -75,9 +79,12 @@ class NeighbourRepair(Repair):
     radii: int = 10           # at most
     with_forget: bool = True  # False: forget images themselves are left out
 
-    def size(self, split): return len(split.retain) + (1 + self.with_forget) * len(split.forget)  # all are mistaken
+    def size(self, split):  # all are mistaken
+        return len(split.retain) + (1 + self.with_forget) * len(split.forget)
+
     def images(self, split):  # at most: a step is there and back, and a look at the answer
         return super().images(split) + 4 / 3 * self.attack_steps * self.radii * len(split.forget)
+
     def data(self, run):
         found = neighbours(run.original, run.split.forget, self.bound, self.attack_steps, self.radii)
         return joined(run.split.retain, *[run.split.forget][:self.with_forget], found)
@@ -86,7 +93,8 @@ class NeighbourRepair(Repair):
 def amun(
     *, bound: float = 0.04, steps: int = 50, radii: int = 10,
     with_forget: bool = True,  # False: the source's "advonly"
-    repair: Training = Training(epochs=10, batch_size=128, lr=0.01, schedule="cosine", label_smoothing=0),
+    repair: Training = Training(epochs=10, batch_size=128, lr=0.01,
+                                schedule="cosine", label_smoothing=0),
     source: str = "Ebrahimpour-Boroojeny et al., 2025 (Ali-E/AMUN)",
 ) -> Recipe:
     "Train on everything, and on near images that the original mistakes, labelled by the mistake."

@@ -48,10 +48,13 @@ class AsUnseen(ForgetLoss):
     views: tuple = ()  # augmentations under which the images were learned: under these they are forgotten
 
     def __post_init__(self):
-        if not 0 <= self.accuracy <= 1: raise ValueError(f"accuracy is {self.accuracy}: a share, 0 … 1")
+        if not 0 <= self.accuracy <= 1:
+            raise ValueError(f"accuracy is {self.accuracy}: a share, 0 … 1")
         if min(self.push, self.spread) < 0 or self.push + self.spread == 0:
-            raise ValueError(f"push {self.push} and spread {self.spread} take nothing off: neither below 0, not both 0")
-        if isinstance(self.views, str): raise ValueError(f"views is {self.views!r}: pass a tuple, as ({self.views!r},)")
+            raise ValueError(f"push {self.push} and spread {self.spread} take nothing off: "
+                             "neither below 0, not both 0")
+        if isinstance(self.views, str):
+            raise ValueError(f"views is {self.views!r}: pass a tuple, as ({self.views!r},)")
         augmentations(self.views)  # refuses names that nobody knows
         object.__setattr__(self, "views", tuple(self.views))
 
@@ -78,7 +81,8 @@ def viewed(images, x, views, rng):
 def soft_unseen(
     *, accuracy: float, push: float = 1.5, spread: float = 1.2,
     views: tuple = (),  # the augmentation of the original's training
-    erase: dict = dict(passes=4, batch_size=64, lr=0.1, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
+    erase: dict = dict(passes=4, batch_size=64, lr=0.1, momentum=0.9,
+                       weight_decay=5e-4, schedule="cosine"),
     repair: Training | None = replace(PAPER_TRAINING, epochs=1),  # None: no repair
     source: str = "this library; the idea of §3.1 (sachit3022/unlearning)",
 ) -> Recipe:

@@ -21,10 +21,12 @@ class TowardsIgnorance(ForgetLoss):
     looks = 1
 
     def start(self, run):
-        run.memory[self] = drawn_anew(run.student).to(run.split.train.device).eval().requires_grad_(False)
+        run.memory[self] = (drawn_anew(run.student).to(run.split.train.device)
+                            .eval().requires_grad_(False))
 
     def __call__(self, run, forget, retain):
-        return distillation(outputs(run.student, forget.x), outputs(run.memory[self], forget.x), self.temperature)
+        return distillation(outputs(run.student, forget.x),
+                            outputs(run.memory[self], forget.x), self.temperature)
 
 # %% ../../nbs/methods/60_bad_teacher.ipynb #0b866eb3
 @dataclass(frozen=True)

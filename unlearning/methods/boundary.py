@@ -30,7 +30,8 @@ def fgsm(
 def nearest_other_class(model, images, x, y, bound):
     "The class, other than its own, that `model` gives each image after the attack. int64."
     attacked = fgsm(model, images, x, y, bound)
-    with torch.no_grad(): return outputs(model, attacked).scatter(1, y[:, None], -torch.inf).argmax(1)
+    with torch.no_grad():
+        return outputs(model, attacked).scatter(1, y[:, None], -torch.inf).argmax(1)
 
 @dataclass(frozen=True)
 class NearestBoundary(ForgetLoss):

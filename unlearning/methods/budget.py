@@ -50,8 +50,8 @@ from .transpose import transpose
 # %% ../../nbs/methods/68_budget.ipynb #9114130d
 class TooDear(ValueError): "A method does not fit into the budget."
 
-TOO_LITTLE = ("{} cannot be done for a share of {}: a length of 1 takes {:,.0f} image passes, and the budget "
-              "is {:,.0f}; give it a larger share, or fewer passes over forget")
+TOO_LITTLE = ("{} cannot be done for a share of {}: a length of 1 takes {:,.0f} image passes, "
+              "and the budget is {:,.0f}; give it a larger share, or fewer passes over forget")
 
 # %% ../../nbs/methods/68_budget.ipynb #e9ca75ac
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Budget:
     def spend(self, make, whole=False) -> Recipe:
         "`make(length)` of the length that spends the budget; `whole`: a whole number. `TooDear` if there is none."
         one, two = (make(n).images(self.split) for n in (1, 2))
-        if one == two: raise ValueError(f"{make(1).name} has no repair that could be longer or shorter")
+        if one == two:
+            raise ValueError(f"{make(1).name} has no repair that could be longer or shorter")
         length = 1 + (self.passes - one) / (two - one)
         if whole: length = floor(length)
         if length >= (1 if whole else 0.05): return make(round(length, 3))
@@ -78,7 +79,8 @@ class Budget:
         def longer(p, n):
             if not isinstance(p, Repair): return p
             return replace(p, training=replace(p.training, epochs=p.training.epochs * n))
-        return self.spend(lambda n: replace(recipe, phases=tuple(longer(p, n) for p in recipe.phases)))
+        return self.spend(lambda n: replace(
+            recipe, phases=tuple(longer(p, n) for p in recipe.phases)))
 
 # %% ../../nbs/methods/68_budget.ipynb #0b69b7a9
 TURNS = ("passes", "rounds", "epochs", "steps", "retain_steps")  # numbers that say how often
@@ -118,7 +120,8 @@ def _repair(b: Budget, lr, batch):  # epochs: the repair
     return lambda epochs: replace(b.training, epochs=epochs, lr=b.training.lr * lr, batch_size=size)
 
 def _erase(b: Budget, lr, passes=1, **more):
-    return dict(passes=passes, batch_size=min(64, b.training.batch_size), lr=lr, momentum=0.9, **more)
+    return dict(passes=passes, batch_size=min(64, b.training.batch_size), lr=lr,
+                momentum=0.9, **more)
 
 # %% ../../nbs/methods/68_budget.ipynb #f807252a
 @_named
@@ -134,24 +137,28 @@ def within_random_labels(b, lr=1., batch=0.5, erase_lr=0.005, passes=1):
 @_named
 def within_boundary(b, lr=1., batch=0.5, erase_lr=0.002, passes=1, bound=0.1):
     repair = _repair(b, lr, batch)
-    return b.spend(lambda n: boundary(bound=bound, erase=_erase(b, erase_lr, passes), repair=repair(n)))
+    return b.spend(lambda n: boundary(
+        bound=bound, erase=_erase(b, erase_lr, passes), repair=repair(n)))
 
 @_named
 def within_scrub(b, lr=0.3, batch=0.5, erase_lr=2e-4, alpha=0.1, rounds=1):
     repair = _repair(b, lr, batch)
-    return b.spend(lambda n: scrub(alpha=alpha, gamma=1., erase=_erase(b, erase_lr), repair=repair(n), rounds=rounds))
+    return b.spend(lambda n: scrub(
+        alpha=alpha, gamma=1., erase=_erase(b, erase_lr), repair=repair(n), rounds=rounds))
 
 # %% ../../nbs/methods/68_budget.ipynb #233feed4
 @_named
 def within_soft_relabeling(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=1, temperature=4.):
     repair = _repair(b, lr, batch)
     erase = _erase(b, erase_lr, passes)
-    return b.spend(lambda n: soft_relabeling(temperature=temperature, erase=erase, repair=repair(n)))
+    return b.spend(lambda n: soft_relabeling(
+        temperature=temperature, erase=erase, repair=repair(n)))
 
 @_named
 def within_gradient_surgery(b, lr=1., batch=0.5, erase_lr=0.002, passes=1, l1=1e-7):
     repair = _repair(b, lr, batch)
-    return b.spend(lambda n: gradient_surgery(erase=_erase(b, erase_lr, passes), repair=repair(n), l1=l1))
+    return b.spend(lambda n: gradient_surgery(
+        erase=_erase(b, erase_lr, passes), repair=repair(n), l1=l1))
 
 @_named
 def within_activation_pruning(b, lr=0.5, batch=0.5, last=0.9):
@@ -164,7 +171,8 @@ def within_surgery_dual(b, lr=0.1, batch=0.5, erase_lr=1e-4, rounds=4):
     repair = _repair(b, 1., batch)
     return b.spend(lambda n: surgery_dual(
         erase=dict(batch_size=b.training.batch_size), repair=repair(n / rounds), rounds=rounds,
-        forget=dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05), retain=dict(lr=b.training.lr * lr)))
+        forget=dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05),
+        retain=dict(lr=b.training.lr * lr)))
 
 @_named
 def within_soft_witness(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=2, temperature=4., learned=0.3):
@@ -176,9 +184,11 @@ def within_soft_witness(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=2, temperatu
 
 # %% ../../nbs/methods/68_budget.ipynb #a091ed76
 @_named
-def within_soft_unseen(b, lr=0.1, batch=0.5, erase_lr=0.1, passes=4, push=1.5, spread=1.2, accuracy=0.7):
+def within_soft_unseen(b, lr=0.1, batch=0.5, erase_lr=0.1, passes=4,
+                       push=1.5, spread=1.2, accuracy=0.7):
     "`accuracy`: a share; of such a network, on images that it has not learned."
-    repair, erase = _repair(b, lr, batch), _erase(b, erase_lr, passes, schedule="cosine", weight_decay=5e-4)
+    repair, erase = (_repair(b, lr, batch),
+                     _erase(b, erase_lr, passes, schedule="cosine", weight_decay=5e-4))
     fixed = dict(accuracy=accuracy, push=push, spread=spread, views=b.training.augment, erase=erase)
     return b.spend(lambda n: soft_unseen(repair=repair(n), **fixed))
 
@@ -196,7 +206,8 @@ def within_contrast(b, lr=0.5, batch=1., rounds=2):
 @_named
 def within_noise(b, lr=0.5, batch=0.5, std=0.6):
     repair = _repair(b, lr, batch)
-    return b.spend(lambda n: noise(std=std, repair=repair(n), last=n / 4))  # a quarter, as published
+    # a quarter, as published
+    return b.spend(lambda n: noise(std=std, repair=repair(n), last=n / 4))
 
 # %% ../../nbs/methods/68_budget.ipynb #0a3e7677
 @_named
@@ -212,7 +223,8 @@ def within_transpose(b, lr=0.5, batch=0.5):
 @_named
 def within_reset_distill(b, lr=0.5, batch=0.5, temperature=5.):
     repair = _repair(b, lr, batch)
-    return b.spend(lambda n: reset_distill(temperature=temperature, warmup=repair(n / 2), repair=repair(n / 2)))
+    return b.spend(lambda n: reset_distill(
+        temperature=temperature, warmup=repair(n / 2), repair=repair(n / 2)))
 
 # %% ../../nbs/methods/68_budget.ipynb #0b2e8053
 @_named
@@ -223,7 +235,8 @@ def within_l1_sparse(b, lr=0.5, batch=0.5, l1=5e-4):
 @_named
 def within_salun(b, lr=0.5, batch=0.5, erase_lr=0.013, share=0.5, epochs=2):
     repair, erase = _repair(b, lr, batch), _erase(b, erase_lr, weight_decay=5e-4)
-    return b.spend(lambda n: salun(share=share, epochs=epochs, erase=erase, repair=repair(n / epochs)))
+    return b.spend(lambda n: salun(
+        share=share, epochs=epochs, erase=erase, repair=repair(n / epochs)))
 
 @_named
 def within_neggrad_plus(b, erase_lr=0.01, alpha=0.95):
@@ -232,7 +245,8 @@ def within_neggrad_plus(b, erase_lr=0.01, alpha=0.95):
 @_named
 def within_bad_teacher(b, erase_lr=1e-4, temperature=1.):
     erase = dict(batch_size=69, retain_batch_size=187, optimizer="adamw", lr=erase_lr)
-    return b.spend(lambda n: bad_teacher(temperature=temperature, erase=erase | dict(passes=n)), whole=True)
+    return b.spend(
+        lambda n: bad_teacher(temperature=temperature, erase=erase | dict(passes=n)), whole=True)
 
 @_named
 def within_amun(b, lr=0.5, batch=0.5, steps=2, radii=3):
@@ -244,26 +258,30 @@ def within_amun(b, lr=0.5, batch=0.5, steps=2, radii=3):
 @_named
 def within_dual_scrub(b, lr=0.1, batch=0.5, erase_lr=1e-4, alpha=0.5, rounds=2):
     repair = _repair(b, 1., batch)
-    forget, retain = dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05), dict(lr=b.training.lr * lr)
+    forget, retain = (dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05),
+                      dict(lr=b.training.lr * lr))
     fixed = dict(alpha=alpha, rounds=rounds, forget=forget, retain=retain)
     return b.spend(lambda n: dual_scrub(repair=repair(n / rounds), **fixed))
 
 @_named
 def within_dual_salun(b, lr=0.1, batch=0.5, erase_lr=1e-4, share=0.5, epochs=2):
     repair = _repair(b, 1., batch)
-    forget, retain = dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05), dict(lr=b.training.lr * lr)
+    forget, retain = (dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05),
+                      dict(lr=b.training.lr * lr))
     fixed = dict(share=share, epochs=epochs, forget=forget, retain=retain)
     return b.spend(lambda n: dual_salun(repair=repair(n / epochs), **fixed))
 
 @_named
 def within_sfron(b, erase_lr=0.01, alpha=25., retain_steps=5):
     fixed = dict(alpha=alpha, retain_steps=retain_steps, looked=len(b.split.forget))
-    return b.spend(lambda n: sfron(erase=_erase(b, erase_lr, n, schedule="cosine"), **fixed), whole=True)
+    return b.spend(
+        lambda n: sfron(erase=_erase(b, erase_lr, n, schedule="cosine"), **fixed), whole=True)
 
 @_named
 def within_ssd(b, alpha=10., bound=1.):
     "One look at forget and, as far as the budget goes, at the rest; no training."
-    return b.spend(lambda n: ssd(alpha=alpha, bound=bound, looked=min(n, len(b.split.train))), whole=True)
+    return b.spend(
+        lambda n: ssd(alpha=alpha, bound=bound, looked=min(n, len(b.split.train))), whole=True)
 
 # %% ../../nbs/methods/68_budget.ipynb #7e691dfe
 def all_within(
@@ -293,7 +311,8 @@ def tuned(settings: str) -> dict:  # method: its numbers
     table = settings_table()
     rows = table[table.settings == settings]
     if len(rows): return dict(zip(rows.method, rows.numbers))
-    raise ValueError(f"settings is {settings!r}: use {', '.join(table.settings.unique()) or 'none: there are none'}")
+    raise ValueError(f"settings is {settings!r}: use "
+                     f"{', '.join(table.settings.unique()) or 'none: there are none'}")
 
 # %% ../../nbs/methods/68_budget.ipynb #fc65c4e0
 def circumstances(training: Training, **more) -> dict:

@@ -54,8 +54,8 @@ def contrast(
     *, first: dict = dict(batch_size=64, lr=0.005, momentum=0.9),  # settings of the first pass
     rounds: int = 8,
     forget: ForgetRound = ForgetRound(),
-    repair: Training = Training(epochs=1, batch_size=256, lr=0.004, schedule="constant", weight_decay=0.01,
-                                label_smoothing=0, augment=()),  # of each round
+    repair: Training = Training(epochs=1, batch_size=256, lr=0.004, schedule="constant",
+                                weight_decay=0.01, label_smoothing=0, augment=()),  # of each round
     source: str = "Fanchuan, winner of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop1)",
 ) -> Recipe:
     "Towards the uniform answer, then contrastive rounds, each with an epoch on retain."

@@ -17,8 +17,9 @@ class TrueLabels(ForgetLoss):
     "Cross-entropy with the true labels, where the split knows them."
     def start(self, run):
         if run.split.forget.truth is None:
-            raise ValueError(f"{run.split.name} does not know the true labels of the images to forget: give them as "
-                             "`truth` (in_memory, wrong_labels), or use a method that does without")
+            raise ValueError(f"{run.split.name} does not know the true labels of the images "
+                             "to forget: give them as `truth` (in_memory, wrong_labels), "
+                             "or use a method that does without")
 
     def __call__(self, run, forget, retain):
         return F.cross_entropy(outputs(run.student, forget.x), run.split.forget.truth[forget.at])

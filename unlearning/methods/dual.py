@@ -16,11 +16,13 @@ from ..unlearn import Erase, Recipe, Repair
 def dual(
     recipe: Recipe,
     forget: dict = dict(optimizer="adamw", lr=1e-4, weight_decay=0.05),  # settings of its `Erase` phases
-    retain: dict = dict(optimizer="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="constant"),
+    retain: dict = dict(optimizer="sgd", lr=0.01, momentum=0.9,
+                        weight_decay=5e-4, schedule="constant"),
     source: str = "Zhong et al., 2025 (CityU-MLO/DualOptim)",
 ) -> Recipe:
     "The recipe, forget's steps by one optimizer and retain's by another, each kept from phase to phase."
-    made = recipe.change(Erase, keep="forget", **forget).change_training(**retain).change(Repair, keep="retain")
+    made = (recipe.change(Erase, keep="forget", **forget)
+            .change_training(**retain).change(Repair, keep="retain"))
     return replace(made, name=f"{recipe.name}+dual", title=f"{recipe.title} + Dual", source=source)
 
 # %% ../../nbs/methods/62_dual.ipynb #7220448c
@@ -31,8 +33,8 @@ def dual_scrub(
     erase: dict = dict(batch_size=256), repair: Training = _EPOCH, rounds: int = 9, **optimizers,
 ) -> Recipe:
     "SCRUB with two optimizers; `optimizers`: forget=, retain= and source= of `dual`."
-    return dual(scrub(alpha=alpha, gamma=gamma, temperature=temperature, erase=erase, repair=repair, rounds=rounds),
-                **optimizers)
+    return dual(scrub(alpha=alpha, gamma=gamma, temperature=temperature, erase=erase,
+                      repair=repair, rounds=rounds), **optimizers)
 
 def dual_salun(
     *, share: float = 0.5, epochs: int = 10,

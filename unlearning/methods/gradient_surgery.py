@@ -21,7 +21,8 @@ def dot(a, b):
 def orthogonal(f, r):
     "The part of gradient `f` that is orthogonal to gradient `r` (eq. 3)."
     square = dot(r, r)
-    share = (dot(f, r) / square).item() if square > 0 else 0.  # no retain gradient: nothing to protect
+    # no retain gradient: nothing to protect
+    share = (dot(f, r) / square).item() if square > 0 else 0.
     return [a - share * b for a, b in zip(f, r)]
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class OrthogonalToRetain(Descend):
 @dataclass(frozen=True)
 class Ascend(ForgetLoss):
     "The negative cross-entropy of the labels: descending it is gradient ascent."
-    def __call__(self, run, forget, retain): return -F.cross_entropy(outputs(run.student, forget.x), forget.y)
+    def __call__(self, run, forget, retain):
+        return -F.cross_entropy(outputs(run.student, forget.x), forget.y)
 
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #50a49358
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class ElasticNet(Constraint):
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #83dd5afd
 def gradient_surgery(
     *, erase: dict = dict(passes=3, batch_size=2048, lr=0.09, momentum=0.95),  # an equal retain batch beside each
-    repair: Training = Training(epochs=4, batch_size=1024, optimizer="adamw", lr=2e-3, weight_decay=5e-4,
-                                schedule="halving", augment=PAPER_TRAINING.augment),
+    repair: Training = Training(epochs=4, batch_size=1024, optimizer="adamw", lr=2e-3,
+                                weight_decay=5e-4, schedule="halving",
+                                augment=PAPER_TRAINING.augment),
     l1: float = 1e-3,
     repair_first: bool = False,
     source: str = "sachit3022/unlearning",

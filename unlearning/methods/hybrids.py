@@ -57,7 +57,8 @@ def soft_witness(
 
 # %% ../../nbs/methods/64_hybrids.ipynb #d293d81e
 def surgery_dual(
-    *, erase: dict = dict(batch_size=512), repair: Training = Training(epochs=1, batch_size=256, label_smoothing=0),
+    *, erase: dict = dict(batch_size=512),
+    repair: Training = Training(epochs=1, batch_size=256, label_smoothing=0),
     rounds: int = 10, **optimizers,
 ) -> Recipe:
     "Gradient surgery in turn with repairs, each with an optimizer of its own; `optimizers`: see `dual`."

@@ -20,7 +20,8 @@ class FadingL1(ElasticNet):
 # %% ../../nbs/methods/59_l1_sparse.ipynb #b2a45f2c
 def l1_sparse(
     *, l1: float = 5e-4,
-    repair: Training = Training(epochs=10, batch_size=256, lr=0.01, schedule="constant", label_smoothing=0),
+    repair: Training = Training(epochs=10, batch_size=256, lr=0.01,
+                                schedule="constant", label_smoothing=0),
     source: str = "Jia et al., 2023 (OPTML-Group/Unlearn-Sparse)",
 ) -> Recipe:
     "Train on retain under an ℓ1 penalty that fades."

@@ -35,12 +35,13 @@ class AddNoise(Edit):
 def noise(
     *, std: float = 0.6,
     again: float = 0.005,  # std of what is added before the last epoch
-    repair: Training = Training(epochs=4, batch_size=64, lr=7e-4, schedule="cosine", label_smoothing=0,
-                                class_weights=True, augment=()),
+    repair: Training = Training(epochs=4, batch_size=64, lr=7e-4, schedule="cosine",
+                                label_smoothing=0, class_weights=True, augment=()),
     last: float = 1.,      # epochs of the repair after that
     source: str = "Achour, third place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop3)",
 ) -> Recipe:
     "Noise on the first convolution, then training on retain, with a little more noise before its end (CFW)."
-    most, end = (Repair(training=replace(repair, epochs=n), keep="repairs") for n in (repair.epochs - last, last))
+    most, end = (Repair(training=replace(repair, epochs=n), keep="repairs")
+                 for n in (repair.epochs - last, last))
     return Recipe(name="noise", title="Noise (CFW)", source=source,
                   phases=(AddNoise(std=std), most, AddNoise(std=again), end))

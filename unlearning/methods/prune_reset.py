@@ -66,8 +66,8 @@ class AsSure(RetainLoss):
 # %% ../../nbs/methods/56_prune_reset.ipynb #cd679c21
 def prune_reset(
     *, share: float = 0.99, power: float = -0.1,
-    repair: Training = Training(epochs=3.2, batch_size=64, lr=5e-4, schedule="constant", label_smoothing=0,
-                                augment=()),
+    repair: Training = Training(epochs=3.2, batch_size=64, lr=5e-4, schedule="constant",
+                                label_smoothing=0, augment=()),
     source: str = "Oleszko, fourth place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop4)",
 ) -> Recipe:
     "Draw the smallest weights anew, then train on retain until answers are right, and as sure as they were (PRMQ)."

@@ -41,13 +41,15 @@ def hybrids(soft: Recipe, surgery: Recipe, pruning: Recipe) -> dict:  # by name
             "surgery+pruning": with_pruning(surgery, pruning),
             "soft+surgery+pruning": with_pruning(both, pruning)}
     title = lambda name: " + ".join(part.capitalize() for part in name.split("+"))
-    return {name: replace(recipe, name=name, title=title(name), source="erase and repair of its first part")
+    return {name: replace(recipe, name=name, title=title(name),
+                          source="erase and repair of its first part")
             for name, recipe in made.items()}
 
 def collection(source, *recipes) -> dict:  # by name
     "Recipes and the hybrids of the three techniques among them; `source`: of their settings, None: as they say."
     by_name = {r.name: replace(r, source=source or r.source) for r in recipes}
-    techniques = (by_name[name] for name in ("soft_relabeling", "gradient_surgery", "activation_pruning"))
+    techniques = (by_name[name]
+                  for name in ("soft_relabeling", "gradient_surgery", "activation_pruning"))
     return by_name | hybrids(*techniques)
 
 RECIPES = {}  # what the settings were tuned for: recipes by name
@@ -62,7 +64,8 @@ _CIFAR10 = ("best of 16 random trials on 9,000 images of CIFAR-10, 1,000 to forg
             "(nbs/results/tuning_cifar10_laptop.csv)")
 RECIPES["cifar10_fifth"] = collection(_CIFAR10,
     finetune(repair=_repair(epochs=1.56, batch_size=128, lr=0.32)),
-    random_labels(erase=_erase(batch_size=64, lr=0.0058), repair=_repair(epochs=1.32, batch_size=64, lr=0.19)),
+    random_labels(erase=_erase(batch_size=64, lr=0.0058),
+                  repair=_repair(epochs=1.32, batch_size=64, lr=0.19)),
     scrub(alpha=0.13, gamma=1.0, erase=_erase(batch_size=64, lr=0.00024), rounds=1,
           repair=_repair(epochs=0.6, batch_size=64, lr=0.097)),
     boundary(bound=0.1, erase=_erase(batch_size=128, lr=0.0016),
@@ -71,14 +74,16 @@ RECIPES["cifar10_fifth"] = collection(_CIFAR10,
                     repair=_repair(epochs=1.32, batch_size=128, lr=0.18)),
     gradient_surgery(erase=_erase(batch_size=128, lr=0.0027), l1=1.4e-07,
                      repair=_repair(epochs=1.32, batch_size=128, lr=0.27)),
-    activation_pruning(first=0.99, last=0.75, repair=_repair(epochs=1.38, batch_size=128, lr=0.14), rounds=1))
+    activation_pruning(first=0.99, last=0.75,
+                       repair=_repair(epochs=1.38, batch_size=128, lr=0.14), rounds=1))
 
 # %% ../../nbs/methods/69_recipes.ipynb #7c943e3e
 _FULL = ("best of 8 random trials on 45,000 images of CIFAR-10, 5,000 to forget "
          "(nbs/results/tuning_cifar10_full.csv)")
 RECIPES["cifar10"] = collection(_FULL,
     finetune(repair=Training(epochs=1.04, batch_size=256, lr=0.28)),
-    random_labels(erase=_erase(batch_size=256, lr=0.0022), repair=Training(epochs=0.88, batch_size=128, lr=0.2)),
+    random_labels(erase=_erase(batch_size=256, lr=0.0022),
+                  repair=Training(epochs=0.88, batch_size=128, lr=0.2)),
     scrub(alpha=0.11, gamma=1.0, erase=_erase(batch_size=128, lr=4.4e-05), rounds=1,
           repair=Training(epochs=0.4, batch_size=128, lr=0.16)),
     boundary(bound=0.1, erase=_erase(batch_size=128, lr=0.00041),
@@ -87,7 +92,8 @@ RECIPES["cifar10"] = collection(_FULL,
                     repair=Training(epochs=0.88, batch_size=128, lr=0.099)),
     gradient_surgery(erase=_erase(batch_size=64, lr=0.00065), l1=5.4e-06,
                      repair=Training(epochs=0.88, batch_size=256, lr=0.31)),
-    activation_pruning(first=0.99, last=0.95, repair=Training(epochs=0.92, batch_size=256, lr=0.28), rounds=1))
+    activation_pruning(first=0.99, last=0.95,
+                       repair=Training(epochs=0.92, batch_size=256, lr=0.28), rounds=1))
 
 # %% ../../nbs/methods/69_recipes.ipynb #4a83caba
 _plain = partial(Training, augment=(), precision="float32")  # so small that bfloat16 gains nothing
@@ -104,7 +110,8 @@ RECIPES["digits"] = collection(_DIGITS,
                     repair=_plain(epochs=1.32, batch_size=64, lr=0.12)),
     gradient_surgery(erase=_erase(batch_size=64, lr=3e-05), l1=5.7e-07, repair_first=True,
                      repair=_plain(epochs=1.32, batch_size=32, lr=0.18)),
-    activation_pruning(first=0.99, last=0.79, repair=_plain(epochs=1.38, batch_size=64, lr=0.15), rounds=1))
+    activation_pruning(first=0.99, last=0.79,
+                       repair=_plain(epochs=1.38, batch_size=64, lr=0.15), rounds=1))
 
 # %% ../../nbs/methods/69_recipes.ipynb #3f17c942
 TUNED_FOR = Training(epochs=12, lr=0.3, augment=("flip",))  # the networks of "cifar10_fifth"
@@ -113,7 +120,8 @@ def in_proportion(repair: Training, training: Training, tuned_for: Training) -> 
     "The same share of another training: of its epochs, its peak rate and its batch."
     batch = round(training.batch_size * repair.batch_size / tuned_for.batch_size)
     epochs = round(training.epochs * repair.epochs / tuned_for.epochs, 3)
-    return replace(training, epochs=epochs, lr=training.lr * repair.lr / tuned_for.lr, batch_size=max(8, batch))
+    return replace(training, epochs=epochs, lr=training.lr * repair.lr / tuned_for.lr,
+                   batch_size=max(8, batch))
 
 def transfer(
     recipes: dict,                    # by name
@@ -124,5 +132,6 @@ def transfer(
     def moved(p):
         if not isinstance(p, Repair): return p
         return replace(p, training=in_proportion(p.training, training, tuned_for))
-    return {name: replace(r, phases=tuple(map(moved, r.phases)), source=f"{r.source}, transferred in proportion")
+    return {name: replace(r, phases=tuple(map(moved, r.phases)),
+                          source=f"{r.source}, transferred in proportion")
             for name, r in recipes.items()}

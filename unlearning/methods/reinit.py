@@ -38,12 +38,14 @@ def smallest(values: torch.Tensor, share: float):
 
 def convolutions(model) -> list:
     "The weights of the convolutions that may be trained."
-    return [m.weight for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight.requires_grad]
+    return [m.weight for m in model.modules()
+            if isinstance(m, nn.Conv2d) and m.weight.requires_grad]
 
 @torch.no_grad()
 def redraw(weight, mask, rng: torch.Generator):
     "He's initialisation (fan out) in the place of `weight` where `mask` is set."
-    fresh = nn.init.kaiming_normal_(torch.empty(weight.shape), mode="fan_out", nonlinearity="relu", generator=rng)
+    fresh = nn.init.kaiming_normal_(torch.empty(weight.shape), mode="fan_out",
+                                    nonlinearity="relu", generator=rng)
     weight.copy_(torch.where(mask, fresh.to(weight), weight))
 
 # %% ../../nbs/methods/50_reinit.ipynb #77af2805
@@ -81,9 +83,11 @@ class SlowKept(Constraint):
 def reinit(
     *, share: float = 0.3,
     kept: float = 0.1,  # factor of the gradients of kept weights
-    repair: Training = Training(epochs=5, batch_size=64, lr=1e-3, schedule="tent", label_smoothing=0, augment=()),
+    repair: Training = Training(epochs=5, batch_size=64, lr=1e-3, schedule="tent",
+                                label_smoothing=0, augment=()),
     source: str = "Kookmin Y, second place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop2)",
 ) -> Recipe:
     "Reinitialise where retain and forget pull least apart, then train on retain (MSG)."
-    return Recipe(name="reinit", title="Reinit (MSG)", phases=(Reinit(share=share), Repair(training=repair)),
+    return Recipe(name="reinit", title="Reinit (MSG)",
+                  phases=(Reinit(share=share), Repair(training=repair)),
                   constraints=(SlowKept(kept),), source=source)

@@ -18,7 +18,8 @@ from ..unlearn import Edit, Piece, Recipe, Repair, RetainLoss, stream
 def ends(model) -> dict:  # by name
     "The first convolution and the last linear layer that may be trained. `ValueError` where one is missing."
     def of(kind, what):
-        found = [(n, m) for n, m in model.named_modules() if isinstance(m, kind) and m.weight.requires_grad]
+        found = [(n, m) for n, m in model.named_modules()
+                 if isinstance(m, kind) and m.weight.requires_grad]
         if found: return found
         raise ValueError(f"the network has no {what} that may be trained: ResetEnds needs one")
     return dict([of(nn.Conv2d, "convolution")[0], of(nn.Linear, "linear layer")[-1]])
@@ -76,10 +77,10 @@ class Distill(RetainLoss):
 def reset_distill(
     *, share: float = 0.1,  # of retain, held out for the warm-up
     temperature: float = 5.,
-    warmup: Training = Training(epochs=3, batch_size=64, lr=9e-4, schedule="constant", label_smoothing=0,
-                                augment=()),
-    repair: Training = Training(epochs=3, batch_size=64, lr=1e-3, schedule="cosine", label_smoothing=0,
-                                augment=()),
+    warmup: Training = Training(epochs=3, batch_size=64, lr=9e-4, schedule="constant",
+                                label_smoothing=0, augment=()),
+    repair: Training = Training(epochs=3, batch_size=64, lr=1e-3, schedule="cosine",
+                                label_smoothing=0, augment=()),
     source: str = "Amnesiacs, sixth place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop6)",
 ) -> Recipe:
     "Reset both ends, let held-out images teach them the original's answers, then train on the rest (KDE)."

@@ -20,7 +20,8 @@ def most_salient(gradient: list, share: float) -> list:
     flat = torch.cat([g.abs().flatten() for g in gradient])
     top = torch.zeros_like(flat, dtype=torch.bool)
     top[flat.topk(round(share * len(flat))).indices] = True
-    return [mask.view(g.shape) for mask, g in zip(top.split([g.numel() for g in gradient]), gradient)]
+    return [mask.view(g.shape)
+            for mask, g in zip(top.split([g.numel() for g in gradient]), gradient)]
 
 # %% ../../nbs/methods/52_salun.ipynb #dea3dc32
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ class OnlySalient(Constraint):
 
     @torch.no_grad()
     def after_step(self, run):
-        for param, value, may_move in run.memory[self]: param.copy_(torch.where(may_move, param, value))
+        for param, value, may_move in run.memory[self]:
+            param.copy_(torch.where(may_move, param, value))
 
 # %% ../../nbs/methods/52_salun.ipynb #24bea432
 @dataclass(frozen=True)
@@ -53,9 +55,12 @@ def salun(
     *, share: float = 0.5,
     epochs: int = 10,
     erase: dict = dict(batch_size=256, lr=0.013, momentum=0.9, weight_decay=5e-4),  # settings of `Erase`
-    repair: Training = Training(epochs=1, batch_size=256, lr=0.013, schedule="constant", label_smoothing=0),
+    repair: Training = Training(epochs=1, batch_size=256, lr=0.013,
+                                schedule="constant", label_smoothing=0),
     source: str = "Fan et al., 2024 (OPTML-Group/Unlearn-Saliency)",
 ) -> Recipe:
     "SalUn: random labels where the forget set has a say, in turn with training on retain."
-    epoch = Erase(forget=AnyLabel(), train=True, keep="forget", **erase), Repair(training=repair, keep="retain")
-    return Recipe(name="salun", title="SalUn", phases=epoch * epochs, constraints=(OnlySalient(share),), source=source)
+    epoch = (Erase(forget=AnyLabel(), train=True, keep="forget", **erase),
+             Repair(training=repair, keep="retain"))
+    return Recipe(name="salun", title="SalUn", phases=epoch * epochs,
+                  constraints=(OnlySalient(share),), source=source)

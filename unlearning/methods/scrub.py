@@ -43,7 +43,8 @@ class TowardsTeacher(RetainLoss):
 
     def __call__(self, run, logits, batch, ordinary):
         with torch.no_grad(): teacher = outputs(run.original, batch.x)
-        return self.alpha * distillation(logits, teacher, self.temperature) + self.gamma * ordinary(logits, batch)
+        return (self.alpha * distillation(logits, teacher, self.temperature)
+                + self.gamma * ordinary(logits, batch))
 
 # %% ../../nbs/methods/43_scrub.ipynb #615e9077
 def scrub(

@@ -47,7 +47,8 @@ class SalientThenRetain(Descend):
     @property
     def retain_batches(self): return self.retain_steps
 
-    def look(self, split): return len(split.forget) + min(self.looked or math.inf, len(split.retain))
+    def look(self, split):
+        return len(split.forget) + min(self.looked or math.inf, len(split.retain))
 
     def start(self, run):
         parts = run.split.forget, sample(run.split.retain, self.looked, run.rng)
@@ -60,10 +61,11 @@ class SalientThenRetain(Descend):
 
 # %% ../../nbs/methods/61_sfron.ipynb #586adec6
 def sfron(
-    *, alpha: float = 25., power: float = 0.5, ratio: float = 1., max_norm: float = 7., retain_steps: int = 5,
-    looked: int | None = None,
+    *, alpha: float = 25., power: float = 0.5, ratio: float = 1., max_norm: float = 7.,
+    retain_steps: int = 5, looked: int | None = None,
     # 1,500 steps on retain: of 5,000 images to forget, eight passes
-    erase: dict = dict(passes=8, batch_size=128, lr=0.01, momentum=0.9, weight_decay=5e-4, schedule="cosine"),
+    erase: dict = dict(passes=8, batch_size=128, lr=0.01, momentum=0.9,
+                       weight_decay=5e-4, schedule="cosine"),
     source: str = "Huang et al., 2024 (K1nght/Unified-Unlearning-w-Remain-Geometry)",
 ) -> Recipe:
     "SFR-on: weighted ascent on the salient weights, with five steps on retain after each of its steps."

@@ -21,7 +21,8 @@ def soft_targets(
     temperature: float = 1.,
 ):                   # float32 F × classes, rows sum to 1
     "Labels of retain images, weighted by their similarity to each forget image (paper §3.1)."
-    distances = torch.cdist(forget_outputs, retain_outputs, compute_mode="donot_use_mm_for_euclid_dist")
+    distances = torch.cdist(forget_outputs, retain_outputs,
+                            compute_mode="donot_use_mm_for_euclid_dist")
     weights = (-distances / temperature).softmax(1)
     return weights @ F.one_hot(retain_labels, forget_outputs.shape[1]).to(weights)
 
@@ -42,7 +43,8 @@ def soft_relabeling(
     *, temperature: float = 1.,
     erase: dict = dict(passes=20, batch_size=512, lr=0.01, momentum=0.9),  # 20 passes: the repository's
     repair: Training = replace(PAPER_TRAINING, epochs=4),
-    source: str = "sachit3022/unlearning (passes, temperature); rate, batch and length of the repair: this library",
+    source: str = ("sachit3022/unlearning (passes, temperature); "
+                   "rate, batch and length of the repair: this library"),
 ) -> Recipe:
     "Soft-relabeling, the paper's first technique (§3.1): it acts on the loss."
     phases = Erase(forget=SoftRelabel(temperature), **erase), Repair(training=repair)

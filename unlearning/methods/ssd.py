@@ -37,8 +37,10 @@ def dampening(forget, train, alpha: float, bound: float):
 # %% ../../nbs/methods/54_ssd.ipynb #eed72de2
 def sample(images: Images, n, rng):
     "At most `n` of the images, drawn at random; None: all."
-    if n is not None and n < 1: raise ValueError(f"looked is {n}: look at 1 image or more, or at all by None")
-    return images if n is None or n >= len(images) else images[torch.randperm(len(images), generator=rng)[:n]]
+    if n is not None and n < 1:
+        raise ValueError(f"looked is {n}: look at 1 image or more, or at all by None")
+    return (images if n is None or n >= len(images)
+            else images[torch.randperm(len(images), generator=rng)[:n]])
 
 @dataclass(frozen=True, kw_only=True)
 class Dampen(Edit):
@@ -48,11 +50,13 @@ class Dampen(Edit):
     batch_size: int = 128  # of the batches over which importance is averaged
     looked: int | None = None  # images of train, see `sample`: the source looks at all
 
-    def images(self, split): return len(split.forget) + min(self.looked or math.inf, len(split.train))
+    def images(self, split):
+        return len(split.forget) + min(self.looked or math.inf, len(split.train))
 
     def edit(self, run):
         parts = run.split.forget, sample(run.split.train, self.looked, run.rng)
-        forget, train = (importance(run.student.eval(), part, self.batch_size, run.rng) for part in parts)
+        forget, train = (importance(run.student.eval(), part, self.batch_size, run.rng)
+                         for part in parts)
         factors = [dampening(f, d, self.alpha, self.bound) for f, d in zip(forget, train)]
         with torch.no_grad():
             for param, factor in zip(run.params, factors): param.mul_(factor)

@@ -17,7 +17,8 @@ def kernels(model) -> dict:  # name of the layer: its weight
     "The kernels of the convolutions that may be trained. `ValueError` where there are none, or one is not square."
     found = {name: m.weight for name, m in model.named_modules()
              if isinstance(m, nn.Conv2d) and m.weight.requires_grad}
-    if not found: raise ValueError("the network has no convolution that may be trained: Transpose needs one")
+    if not found:
+        raise ValueError("the network has no convolution that may be trained: Transpose needs one")
     if odd := [name for name, w in found.items() if w.shape[2] != w.shape[3]]:
         size = " × ".join(map(str, found[odd[0]].shape[2:]))
         raise ValueError(f"the kernels of {odd[0]} are {size}: only square ones can be transposed")
@@ -40,8 +41,8 @@ class Transpose(Edit):
 
 # %% ../../nbs/methods/57_transpose.ipynb #0bb98cad
 def transpose(
-    *, repair: Training = Training(epochs=3, batch_size=64, lr=1e-3, schedule="cosine", label_smoothing=0,
-                                   augment=()),
+    *, repair: Training = Training(epochs=3, batch_size=64, lr=1e-3, schedule="cosine",
+                                   label_smoothing=0, augment=()),
     source: str = "toshi_k, fifth place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop5)",
 ) -> Recipe:
     "Transpose every kernel, then train on retain (CT)."
