@@ -50,14 +50,15 @@ def describe(settings, _seen=None):
     if kind: return DESCRIBERS[kind](settings, _seen)
     if is_dataclass(settings) or own(type(settings)): return _instance(settings, _seen)
     if _seen is not None: return _mentioned(settings, _seen)  # by code: see below
-    raise TypeError(f"{settings!r} is not plain data: describe settings by numbers, strings, lists, dicts, "
-                    "dataclasses, functions, and classes of your own")
+    raise TypeError(f"{settings!r} is not plain data: describe settings by numbers, strings, "
+                    "lists, dicts, dataclasses, functions, and classes of your own")
 
 @describes(type(None), bool, int, float, str)
 def _as_it_is(value, _seen): return value
 
 # %% ../nbs/80_ensemble.ipynb #1773f1b9
-PLAIN = (type(None), bool, int, float, str, list, tuple, dict, set, np.generic, np.ndarray, torch.Tensor)
+PLAIN = (type(None), bool, int, float, str, list, tuple, dict, set,
+         np.generic, np.ndarray, torch.Tensor)
 
 def _mentioned(thing, _seen):
     "Somebody else's object that code refers to: its type, and its attributes that are plain data (a Namespace's are)."
@@ -83,16 +84,19 @@ def _sequence(values, _seen): return [describe(v, _seen) for v in values]
 @describes(set, frozenset)
 def _set(values, _seen):
     seen = lambda: None if _seen is None else dict(_seen)  # of each its own: a set has no order
-    return sorted((describe(v, seen()) for v in values), key=lambda v: json.dumps(v, sort_keys=True))
+    return sorted((describe(v, seen()) for v in values),
+                  key=lambda v: json.dumps(v, sort_keys=True))
 
 @describes(np.generic)
 def _scalar(number, _seen): return describe(number.item(), _seen)
 
-@describes(Enum, PurePath, range, slice, complex, bytes, type(...), torch.dtype, torch.device, np.dtype)
+@describes(Enum, PurePath, range, slice, complex, bytes, type(...),
+           torch.dtype, torch.device, np.dtype)
 def _as_text(value, _seen): return str(value)
 
 # %% ../nbs/80_ensemble.ipynb #c06a5f0a
-def bytes_of(tensor): return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+def bytes_of(tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 @describes(torch.Tensor)
 def _tensor(tensor, _seen):
@@ -110,7 +114,8 @@ HEAP = 1 << 9  # CPython's flag of a class that was made by a class statement
 
 def own(thing) -> bool:
     "Whether a class, function or module is the user's: not Python's, not an installed package's, not this library's."
-    name = thing.__name__ if inspect.ismodule(thing) else getattr(thing, "__module__", None) or "builtins"
+    name = (thing.__name__ if inspect.ismodule(thing)
+            else getattr(thing, "__module__", None) or "builtins")
     if name == "builtins":  # or code that `exec` has run without a name
         return inspect.isfunction(thing) or isinstance(thing, type) and bool(thing.__flags__ & HEAP)
     if name.partition(".")[0] in {"unlearning", *sys.stdlib_module_names}: return False
@@ -130,7 +135,8 @@ def _compiled(code):
 
 # %% ../nbs/80_ensemble.ipynb #946ae1d4
 def _names(code, *how):
-    return sorted({i.argval for c in _codes(code) for i in dis.get_instructions(c) if i.opname in how})
+    return sorted({i.argval for c in _codes(code)
+                   for i in dis.get_instructions(c) if i.opname in how})
 
 def _modules(function, found):
     "The modules of the user's that a function's code names or imports."
@@ -175,7 +181,8 @@ def _module(module, _seen): return module.__name__
 
 # %% ../nbs/80_ensemble.ipynb #368640fc
 @describes(functools.partial)
-def _partial(f, _seen): return describe(dict(partial=f.func, args=f.args, keywords=f.keywords), _seen)
+def _partial(f, _seen):
+    return describe(dict(partial=f.func, args=f.args, keywords=f.keywords), _seen)
 
 @describes(types.MethodType)
 def _method(f, _seen): return describe(dict(method=f.__func__, of=f.__self__), _seen)
@@ -195,8 +202,9 @@ def _property(p, _seen): return describe([p.fget, p.fset, p.fdel], _seen)
 # %% ../nbs/80_ensemble.ipynb #9a61730f
 def _dunder(names): return {f"__{name}__" for name in names.split()}
 
-PYTHONS = _dunder("module dict weakref doc qualname abstractmethods parameters dataclass_fields dataclass_params "
-                  "match_args firstlineno static_attributes slotnames") | {"_abc_impl"}
+PYTHONS = _dunder("module dict weakref doc qualname abstractmethods parameters "
+                  "dataclass_fields dataclass_params match_args firstlineno "
+                  "static_attributes slotnames") | {"_abc_impl"}
 GENERATED = _dunder("init repr eq ne lt le gt ge hash setattr delattr")
 
 def _generated(cls, name, member):
@@ -210,15 +218,19 @@ def _class(cls, _seen):
     if cls.__module__.startswith("unlearning."): return cls.__qualname__
     members = {k: v for k, v in vars(cls).items() if k not in PYTHONS and not _generated(cls, k, v)}
     members |= {"__annotations__": list(members.get("__annotations__", ()))}
-    return _by_content(cls, lambda seen: describe(dict(bases=cls.__bases__, members=members), seen), _seen)
+    return _by_content(
+        cls, lambda seen: describe(dict(bases=cls.__bases__, members=members), seen), _seen)
 
 # %% ../nbs/80_ensemble.ipynb #0e1272fa
 def _attributes(thing):
     "The values of an object: fields and whatever else it has been given, but nothing that a property has cached."
-    slots = [s for c in type(thing).__mro__ for s in np.atleast_1d(vars(c).get("__slots__", ())) if hasattr(thing, s)]
-    names = [*(f.name for f in (fields(thing) if is_dataclass(thing) else ())), *slots, *getattr(thing, "__dict__", ())]
+    slots = [s for c in type(thing).__mro__
+             for s in np.atleast_1d(vars(c).get("__slots__", ())) if hasattr(thing, s)]
+    names = [*(f.name for f in (fields(thing) if is_dataclass(thing) else ())),
+             *slots, *getattr(thing, "__dict__", ())]
     cached = lambda name: isinstance(getattr(type(thing), name, None), functools.cached_property)
-    return {name: getattr(thing, name) for name in dict.fromkeys(names) if hasattr(thing, name) and not cached(name)}
+    return {name: getattr(thing, name) for name in dict.fromkeys(names)
+            if hasattr(thing, name) and not cached(name)}
 
 def _instance(thing, _seen):
     if _seen is not None and id(thing) in _seen: return f"again a {type(thing).__qualname__}"
@@ -231,11 +243,13 @@ def architecture(model: nn.Module) -> dict:
     named = dict(model.named_modules(remove_duplicate=False))
     kinds = {c: describe(c) for c in {type(m) for m in named.values()}}
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    return dict(modules={name: [kinds[type(m)], _words(m), _settings(m)] for name, m in named.items()},
-                tensors={name: [str(t.dtype), list(t.shape), t.requires_grad] for name, t in tensors})
+    return dict(
+        modules={name: [kinds[type(m)], _words(m), _settings(m)] for name, m in named.items()},
+        tensors={name: [str(t.dtype), list(t.shape), t.requires_grad] for name, t in tensors})
 
 # %% ../nbs/80_ensemble.ipynb #c6f442be
-HOOKS = {"_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"}  # of its owner: they compute
+HOOKS = {"_forward_hooks", "_forward_pre_hooks",
+         "_backward_hooks", "_backward_pre_hooks"}  # of its owner: they compute
 TORCHS = vars(nn.Module()).keys() - HOOKS  # what every module has
 
 def _words(module): return re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
@@ -243,13 +257,15 @@ def _words(module): return re.sub(r" at 0x[0-9a-f]+", "", module.extra_repr())
 def _settings(module):
     "A module's own attributes, and the buffers that are no part of its state."
     constants = {name: module._buffers[name] for name in sorted(module._non_persistent_buffers_set)}
-    own_ = {k: list(v.values()) if k in HOOKS else v for k, v in vars(module).items() if k not in TORCHS}
+    own_ = {k: list(v.values()) if k in HOOKS else v
+            for k, v in vars(module).items() if k not in TORCHS}
     return describe({k: v for k, v in own_.items() if k not in HOOKS or v} | constants, {})
 
 @describes(nn.Module)
 def _network(model, _seen):
     weights = hash_of(stored_tensors(model))
-    return dict(network=type(model).__qualname__, architecture=hash_of(architecture(model)), weights=weights)
+    return dict(network=type(model).__qualname__,
+                architecture=hash_of(architecture(model)), weights=weights)
 
 # %% ../nbs/80_ensemble.ipynb #a2025fe2
 @dataclass(frozen=True)
@@ -262,11 +278,13 @@ class Task:
 
     def __post_init__(self):
         if re.fullmatch(r"\w[\w+#=. -]*", self.method): return  # the name becomes part of a file's
-        raise ValueError(f"{self.method!r} cannot name a row: use letters, digits and _ + # = . - only")
+        raise ValueError(f"{self.method!r} cannot name a row: "
+                         "use letters, digits and _ + # = . - only")
 
     @property
     def key(self):
-        return hash_of(dict(method=self.method, seed=self.seed, settings=self.settings, version=unlearning.__version__))
+        return hash_of(dict(method=self.method, seed=self.seed, settings=self.settings,
+                            version=unlearning.__version__))
     @property
     def name(self): return f"{self.method}-{self.seed:03d}-{self.key}"
     @property
@@ -291,12 +309,13 @@ def _record(path, name) -> tuple:
     arrays, header = read_arrays(path)
     owner = dict(method=header["method"], seed=header["seed"], settings=header["settings"])
     if hash_of(owner | dict(version=unlearning.__version__)) != name.rpartition("-")[2]:
-        raise ValueError(f"{path} is another task's record (of {owner['method']!r}, seed {owner['seed']!r})")
+        raise ValueError(f"{path} is another task's record "
+                         f"(of {owner['method']!r}, seed {owner['seed']!r})")
     return arrays, dict(header["facts"], environment=header["environment"])
 
 def unwritable(store, why) -> OSError:
-    return OSError(f"{store.folder} cannot be written to ({why}): free space there or make it writable, and run again; "
-                   "what is finished is kept")
+    return OSError(f"{store.folder} cannot be written to ({why}): free space there "
+                   "or make it writable, and run again; what is finished is kept")
 
 def _set_aside(store, path, why):
     try: set_aside(path, why if str(path) in str(why) else f"{path} is not a record")
@@ -312,12 +331,14 @@ class Store:
 
     def path(self, task: Task) -> Path: return self.folder / task.filename
     def __contains__(self, task): return self.path(task).is_file()
-    def checkpoint(self, task: Task) -> Checkpoint: return Checkpoint(self.folder / f"{task.name}.checkpoint")
+    def checkpoint(self, task: Task) -> Checkpoint:
+        return Checkpoint(self.folder / f"{task.name}.checkpoint")
     def drop_checkpoint(self, task: Task): self.checkpoint(task).path.unlink(missing_ok=True)
 
     def save(self, task: Task, arrays: dict, facts: dict):
         "Write a record, atomically. The checkpoint has then done its duty."
-        header = dict(method=task.method, seed=task.seed, settings=describe(task.settings), facts=facts)
+        header = dict(method=task.method, seed=task.seed,
+                      settings=describe(task.settings), facts=facts)
         write_arrays(self.path(task), arrays, header | dict(environment=environment()))
         self.drop_checkpoint(task)
 
@@ -331,7 +352,8 @@ class Store:
 
     def lose(self, task: Task, why: str):
         "Remember that a task diverged: with its seed it would do so again."
-        with write_whole(self.folder / f"{task.name}.lost") as part: part.write_text(why, encoding="utf-8")
+        with write_whole(self.folder / f"{task.name}.lost") as part:
+            part.write_text(why, encoding="utf-8")
         self.drop_checkpoint(task)
 
     def why_lost(self, task: Task) -> str | None:
@@ -351,7 +373,8 @@ def _lock(file, path):
     except BlockingIOError: return False
     except (OSError, AttributeError): return None  # two studies there may do the same work twice
     try: return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError: return False  # its holder finished, and removed it, just before we got it
+    except FileNotFoundError:  # its holder finished, and removed it, just before we got it
+        return False
 
 def _mark(store, name, run):
     "What a holder of this run writes as long as the checkpoint has not moved on."
@@ -367,7 +390,8 @@ def _deaths(store, name, run): return _marks(store, name, _mark(store, name, run
 
 # %% ../nbs/80_ensemble.ipynb #5c71e0d3
 def _opened(path):  # for appending, but not through a link, which could lead to any file
-    return open(path, "a", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
+    return open(path, "a", opener=lambda name, flags:
+                os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666))
 
 @contextmanager
 def claim(store: Store, name: str, run: str = "-"):
@@ -378,7 +402,8 @@ def claim(store: Store, name: str, run: str = "-"):
             yield None
             return
         deaths, halves = _deaths(store, name, run), store.folder.glob(f"{glob.escape(name)}.*.part")
-        for part in halves if locked else []: part.unlink(missing_ok=True)  # first: a full disk needs the room
+        for part in halves if locked else []:
+            part.unlink(missing_ok=True)  # first: a full disk needs the room
         print(_mark(store, name, run) + socket.gethostname(), os.getpid(), file=file, flush=True)
         try: yield deaths
         finally: path.unlink(missing_ok=True)
@@ -387,7 +412,8 @@ def claim(store: Store, name: str, run: str = "-"):
 def tidy(store: Store):
     "Remove the claims and half-written files of killed processes."
     for path in store.folder.glob("*.claim"):
-        with suppress(OSError), claim(store, path.stem): pass  # a folder that cannot be written to may still be read
+        with suppress(OSError), claim(store, path.stem):
+            pass  # a folder that cannot be written to may still be read
 
 def running(store: Store) -> list:
     "Names, with seeds, of what is being computed in the folder now, by whomever."
@@ -419,7 +445,8 @@ class Unfit(ValueError):
 def _make(make, task, store):
     "Compute a task and store it. Returns what became of it, and words about that: a summary and a traceback."
     start = time.perf_counter()
-    torch.set_num_threads(1)  # always, so that results do not depend on how many processes share the cores
+    # always, so that results do not depend on how many processes share the cores
+    torch.set_num_threads(1)
     try: arrays, facts = make(task)
     except FloatingPointError as e:
         store.lose(task, str(e))
@@ -452,7 +479,8 @@ class _Packer(cloudpickle.Pickler):
         self.registered = {}
 
     def reducer_override(self, thing):
-        if isinstance(thing, (type, types.FunctionType, types.ModuleType)) and own(thing): self.register(thing)
+        if isinstance(thing, (type, types.FunctionType, types.ModuleType)) and own(thing):
+            self.register(thing)
         return super().reducer_override(thing)
 
     def register(self, thing):
@@ -487,9 +515,11 @@ def packed(make) -> bytes:
     return cloudpickle.dumps(make)
 
 # %% ../nbs/80_ensemble.ipynb #2f6ab314
-NOT_THERE = ("the worker on {} cannot load the code of this run ({}: {}): start workers where they can import it, in its "
-             "folder or with that folder in PYTHONPATH, or install it there; what is finished is kept")
-OTHER_PYTHON = "the worker on {} runs Python {}.{}, this run Python {}.{}: compiled code does not travel between them"
+NOT_THERE = ("the worker on {} cannot load the code of this run ({}: {}): "
+             "start workers where they can import it, in its folder or with that folder in "
+             "PYTHONPATH, or install it there; what is finished is kept")
+OTHER_PYTHON = ("the worker on {} runs Python {}.{}, this run Python {}.{}: "
+                "compiled code does not travel between them")
 
 def _absent(e): return Unfit(NOT_THERE.format(socket.gethostname(), type(e).__name__, e))
 
@@ -518,7 +548,8 @@ class Sent:
 # %% ../nbs/80_ensemble.ipynb #d53c13ff
 class _Dask(DaskDistributedBackend):
     "joblib's Dask backend, but it hears of tasks that Dask has given up, and leaves the work to the workers."
-    def effective_n_jobs(self, n_jobs): return max(2, super().effective_n_jobs(n_jobs))  # of one, joblib makes no use
+    def effective_n_jobs(self, n_jobs):
+        return max(2, super().effective_n_jobs(n_jobs))  # of one, joblib makes no use
 
     def submit(self, func, callback=None):
         future = super().submit(func, callback)
@@ -526,13 +557,16 @@ class _Dask(DaskDistributedBackend):
         return future
 
     def retrieve_result_callback(self, out):
-        if isinstance(out, BaseException): raise TerminatedWorkerError(f"Dask gave a task up: {out}") from out
+        if isinstance(out, BaseException):
+            raise TerminatedWorkerError(f"Dask gave a task up: {out}") from out
         return super().retrieve_result_callback(out)
 
 # %% ../nbs/80_ensemble.ipynb #94e2694e
 NO_DASK = "scheduler={!r} needs Dask: pip install 'distributed>=2024.8', or leave scheduler empty"
-NO_ANSWER = "no Dask scheduler answers at {!r} ({}): start one with `dask scheduler`, or leave scheduler empty"
-THREADS = "a worker has several threads, but torch has one random state a process: start workers with --nthreads 1"
+NO_ANSWER = ("no Dask scheduler answers at {!r} ({}): "
+             "start one with `dask scheduler`, or leave scheduler empty")
+THREADS = ("a worker has several threads, but torch has one random state a process: "
+           "start workers with --nthreads 1")
 
 def _client(scheduler):
     try: from distributed import Client
@@ -544,16 +578,19 @@ def _client(scheduler):
 def _over_dask(client, settings):
     client.wait_for_workers(1, timeout=3600)  # a cluster's queue takes its time
     if max(client.ncores().values()) > 1: raise ValueError(THREADS)
-    return Parallel(n_jobs=-1, backend=_Dask(client=client, wait_for_workers_timeout=3600), **settings)
+    return Parallel(
+        n_jobs=-1, backend=_Dask(client=client, wait_for_workers_timeout=3600), **settings)
 
 @contextmanager
 def workers(jobs: int = -1, scheduler: str = ""):
     "A joblib `Parallel` over processes of this machine, or over the workers of a Dask scheduler."
-    settings = dict(return_as="generator_unordered", batch_size=1, pre_dispatch="all")  # all: later workers find work
+    settings = dict(return_as="generator_unordered", batch_size=1,
+                    pre_dispatch="all")  # all: later workers find work
     if scheduler:
         with _client(scheduler) as client: yield _over_dask(client, settings)
     else:
-        with warnings.catch_warnings():  # joblib tells of each worker that it replaces because its memory grew
+        with warnings.catch_warnings():
+            # joblib tells of each worker that it replaces because its memory grew
             warnings.filterwarnings("ignore", "A worker stopped while some jobs")
             yield Parallel(n_jobs=jobs, **settings)
 
@@ -563,16 +600,18 @@ def _arrived(store, task, seconds=60):
         if task in store: return
         os.listdir(store.folder)  # makes a network disk look again
         time.sleep(1)
-    raise OSError(f"a worker has stored {task.filename}, which is not in {store.folder} of this machine: put the study "
-                  "into a folder that all machines share, under the same name")
+    raise OSError(f"a worker has stored {task.filename}, "
+                  f"which is not in {store.folder} of this machine: "
+                  "put the study into a folder that all machines share, under the same name")
 
 def raise_errors(broken: dict):
     "`RuntimeError` that names every broken task, and shows the first traceback."
     if not broken: return
-    names = "\n".join(f"  {t.method}, seed {t.seed}: {summary}" for t, (summary, _) in broken.items())
+    names = "\n".join(f"  {t.method}, seed {t.seed}: {summary}"
+                      for t, (summary, _) in broken.items())
     first = next((trace for _, trace in broken.values() if trace), "")
-    raise RuntimeError(f"{len(broken)} of the tasks failed. The others are finished and kept; another run computes "
-                       f"only what is missing.\n{names}\n{first}")
+    raise RuntimeError(f"{len(broken)} of the tasks failed. The others are finished and kept; "
+                       f"another run computes only what is missing.\n{names}\n{first}")
 
 # %% ../nbs/80_ensemble.ipynb #f9efa92e
 class _Run:
@@ -609,7 +648,8 @@ def _round(run: _Run, parallel):
     except TerminatedWorkerError:
         if marks == run.marks(): raise  # not in any task: workers cannot even start
     else:
-        if left == len(run.todo): time.sleep(1)  # all that is left is somebody else's; perhaps that one dies
+        if left == len(run.todo):
+            time.sleep(1)  # all that is left is somebody else's; perhaps that one dies
 
 def _missing(tasks, store):
     "Those that have no whole record. A process may have been killed between a record and the end of its checkpoint."
@@ -631,7 +671,8 @@ def run_tasks(
     "Compute and store what is missing, in parallel. `OSError`: the folder takes nothing. `RuntimeError`: tasks broke."
     tidy(store)
     lost = {t: why for t in tasks if (why := store.why_lost(t)) is not None and t not in store}
-    todo, broken = _missing([t for t in tasks if t not in lost], store), {} if errors is None else errors
+    todo, broken = (_missing([t for t in tasks if t not in lost], store),
+                    {} if errors is None else errors)
     if progress is not None: progress.skip([t for t in tasks if t not in todo])
     run = _Run(todo, Sent(make), store, progress, broken)
     with workers(jobs, scheduler) if todo else suppress() as parallel:

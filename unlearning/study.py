@@ -33,16 +33,16 @@ from torch import nn
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .images import Split, read_split, save_split, shared_split
 from .load import gone_classes
-from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own, progress_bar,
-                                 raise_errors, run_tasks, unwritable, whole)
+from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own,
+                                 progress_bar, raise_errors, run_tasks, unwritable, whole)
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
 from .metrics.membership_inference import svc_mia
 from .metrics.separation import separations
-from .models import (NETWORKS, create_model, drawn_anew, own_tensor, reset_modules, stored_tensors,
-                               unwrap, with_tensors)
-from .training import (Training, cross_entropy, fit, logits, make_optimizer, make_schedule,
-                                 native_bfloat16, settled)
+from .models import (NETWORKS, create_model, drawn_anew, own_tensor, reset_modules,
+                               stored_tensors, unwrap, with_tensors)
+from .training import (Training, cross_entropy, fit, logits, make_optimizer,
+                                 make_schedule, native_bfloat16, settled)
 from .files import read_arrays, set_aside, write_whole
 from .unlearn import COLLAPSE, Recipe, Repair, look_before, run_recipe
 
@@ -55,7 +55,8 @@ def skeleton(model: nn.Module) -> nn.Module:
 
 def with_weights(model: nn.Module, weights: dict) -> nn.Module:  # arrays or tensors by name
     "A copy with these weights, on the CPU."
-    return with_tensors(model, lambda name, t: torch.empty_like(t, device="cpu").copy_(torch.as_tensor(weights[name])))
+    return with_tensors(model, lambda name, t:
+                        torch.empty_like(t, device="cpu").copy_(torch.as_tensor(weights[name])))
 
 # %% ../nbs/81_study.ipynb #23e0c87d
 @torch.no_grad()
@@ -67,9 +68,11 @@ def without_drawn(model: nn.Module) -> nn.Module:
     def constant(name, t):
         if isinstance(t, nn.Parameter): return not t.requires_grad
         return versions[name] == (id(t), t._version)
-    return with_tensors(model, lambda name, t: t.clone() if constant(name, t) else _weightless(name, t))
+    return with_tensors(model, lambda name, t:
+                        t.clone() if constant(name, t) else _weightless(name, t))
 
-def constants(model: nn.Module) -> dict: return {name: t for name, t in stored_tensors(model).items() if not t.is_meta}
+def constants(model: nn.Module) -> dict:
+    return {name: t for name, t in stored_tensors(model).items() if not t.is_meta}
 
 # %% ../nbs/81_study.ipynb #7004b4ed
 SIZES = ("num_classes", "in_channels", "image_size")
@@ -82,7 +85,8 @@ def build(builder, sizes) -> nn.Module:
         try: signature.bind(*args, **kw)
         except TypeError: continue
         return builder(*args, **kw)
-    raise ValueError(f"network {builder!r} cannot be called: it has to take nothing, or ({', '.join(SIZES)})")
+    raise ValueError(f"network {builder!r} cannot be called: "
+                     f"it has to take nothing, or ({', '.join(SIZES)})")
 
 # %% ../nbs/81_study.ipynb #58df9df1
 @dataclass(frozen=True)
@@ -96,17 +100,20 @@ class Blueprint:
         if isinstance(self.network, str): return create_model(self.network, *self.sizes, seed)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return drawn_anew(self.network) if isinstance(self.network, nn.Module) else build(self.network, self.sizes)
+            return (drawn_anew(self.network) if isinstance(self.network, nn.Module)
+                    else build(self.network, self.sizes))
 
     def filled(self, weights: dict) -> nn.Module:
         "The network with given weights."
-        return with_weights(self.network if isinstance(self.network, nn.Module) else self.fresh(0), weights)
+        return with_weights(
+            self.network if isinstance(self.network, nn.Module) else self.fresh(0), weights)
 
 # %% ../nbs/81_study.ipynb #bc3fcaa2
 def blueprint(network, sizes) -> Blueprint:
     "The blueprint of what a user calls a network. `ValueError` if it does not give fresh networks."
     if isinstance(network, nn.Module): return Blueprint(without_drawn(network), sizes)
-    if isinstance(network, str) and own(NETWORKS.get(network, nn.Module)): network = NETWORKS[network]
+    if isinstance(network, str) and own(NETWORKS.get(network, nn.Module)):
+        network = NETWORKS[network]
     plan = Blueprint(network, sizes)
     if isinstance(network, str): return plan.fresh(0) and plan
     if not callable(network): raise ValueError(WRONG.format(network, type(network).__name__))
@@ -116,8 +123,8 @@ def blueprint(network, sizes) -> Blueprint:
     return plan
 
 WRONG = "network {!r} is or gives a {}: pass a name, a torch module, or a function that gives one"
-SAME = ("network {!r} gives the same weights under every seed: a retrained network would know what another one has "
-        "learned; let it draw them anew")
+SAME = ("network {!r} gives the same weights under every seed: a retrained network would know "
+        "what another one has learned; let it draw them anew")
 
 # %% ../nbs/81_study.ipynb #19147fa3
 def settings_of(plan: Blueprint):
@@ -125,16 +132,19 @@ def settings_of(plan: Blueprint):
     if isinstance(plan.network, str): return plan.network
     if not isinstance(plan.network, nn.Module):  # a builder: its own content, and what it builds
         return dict(builder=describe(plan.network), built=hash_of(architecture(plan.fresh(0))))
-    return f"{type(plan.network).__qualname__}#{hash_of([architecture(plan.network), constants(plan.network)])}"
+    return (f"{type(plan.network).__qualname__}#"
+            f"{hash_of([architecture(plan.network), constants(plan.network)])}")
 
 # %% ../nbs/81_study.ipynb #932cd987
-KINDS = {bool: ((bool, np.bool_), "True or False"), int: (Integral, "a whole number"), float: (Real, "a number"),
-         str: (str, "text"), tuple: ((tuple, list), "a tuple, such as ('flip',)"), type(None): (type(None), "None")}
+KINDS = {bool: ((bool, np.bool_), "True or False"), int: (Integral, "a whole number"),
+         float: (Real, "a number"), str: (str, "text"),
+         tuple: ((tuple, list), "a tuple, such as ('flip',)"), type(None): (type(None), "None")}
 
 def _fits(value, kind) -> bool:
     "Whether a value may stand where `kind` is declared; kinds that are not plain data are not looked at."
     truth = isinstance(value, (bool, np.bool_))  # which Python takes for a number
-    return kind not in KINDS or isinstance(value, KINDS[kind][0]) and not (truth and kind in (int, float))
+    return kind not in KINDS or (isinstance(value, KINDS[kind][0])
+                                 and not (truth and kind in (int, float)))
 
 def _check_type(value, declared, where):
     kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
@@ -157,9 +167,11 @@ def check_types(settings, where=""):
 def checked_training(t: Training, device="cpu") -> Training:
     "The training, with Python's numbers and the name of its precision. `ValueError` if it could not run."
     check_types(t, "training.")
-    t = replace(t, augment=tuple(t.augment), **{k: v.item() for k, v in vars(t).items() if isinstance(v, np.generic)})
+    t = replace(t, augment=tuple(t.augment),
+                **{k: v.item() for k, v in vars(t).items() if isinstance(v, np.generic)})
     for name in ("epochs", "batch_size"):
-        if getattr(t, name) <= 0: raise ValueError(f"training.{name} is {getattr(t, name)}: ask for more than 0")
+        if getattr(t, name) <= 0:
+            raise ValueError(f"training.{name} is {getattr(t, name)}: ask for more than 0")
     make_schedule(make_optimizer([torch.zeros(1)], t), t, 1, 1)
     return settled(t, device)
 
@@ -202,7 +214,8 @@ def asked(study) -> dict:
     network, values["original"] = plain(network), plain(study.original)
     if network is None: network = "small" if study.original is None else values["original"]
     if not isinstance(study.original, (nn.Module, type(None))):
-        raise ValueError(f"original is a {type(study.original).__name__}: pass the trained network, a torch module")
+        raise ValueError(f"original is a {type(study.original).__name__}: "
+                         "pass the trained network, a torch module")
     plan = blueprint(network, (len(split.classes), *split.image_shape[:2]))
     training = checked_training(study.training, study.device)
     recipes = {name: settled_recipe(recipe, study.device) for name, recipe in study.recipes.items()}
@@ -210,14 +223,18 @@ def asked(study) -> dict:
 
 def check_numbers(study):
     if study.seeds < 2:
-        raise ValueError(f"seeds is {study.seeds}: forget quality compares distributions, so it takes at least 2")
+        raise ValueError(f"seeds is {study.seeds}: "
+                         "forget quality compares distributions, so it takes at least 2")
     if study.seeds > MOST: raise ValueError(f"seeds is {study.seeds}: ask for at most {MOST:,}")
-    if not study.jobs: raise ValueError("jobs is 0: pass a number of processes, or -1 for one a core")
-    if study.permutations < 0: raise ValueError(f"permutations is {study.permutations}: pass 0 or more")
+    if not study.jobs:
+        raise ValueError("jobs is 0: pass a number of processes, or -1 for one a core")
+    if study.permutations < 0:
+        raise ValueError(f"permutations is {study.permutations}: pass 0 or more")
     n, m = min(len(study.split.retain), SAMPLE), len(study.split.test)
     if study.samples is None or 1 <= study.samples <= min(n, m): return
-    raise ValueError(f"samples is {study.samples}, with {n} retain and {m} test images: ask for 1 to {min(n, m)}, "
-                     "or None (0 in the experiment notebooks) for all that balance allows")
+    raise ValueError(f"samples is {study.samples}, with {n} retain and {m} test images: "
+                     f"ask for 1 to {min(n, m)}, or None (0 in the experiment notebooks) "
+                     "for all that balance allows")
 
 MOST = 10_000    # seeds, so that those of training stay apart
 SAMPLE = 10_000  # retain images on which a network is measured: all, or so many
@@ -237,11 +254,13 @@ def check_device(study):
 
 def check_originals(study):
     if study.originals not in ("one", "each"):
-        raise ValueError(f"originals is {study.originals!r}: pass 'one' (one original is unlearned K times) or 'each' "
-                         "(K originals, each unlearned once)")
+        raise ValueError(f"originals is {study.originals!r}: "
+                         "pass 'one' (one original is unlearned K times) "
+                         "or 'each' (K originals, each unlearned once)")
     if study.originals == "one" or study.original is None: return
-    raise ValueError("originals='each' unlearns K originals, and original= is a single one: leave original= out, and "
-                     "the study trains all K, or pass originals='one', and the given one is unlearned K times")
+    raise ValueError("originals='each' unlearns K originals, and original= is a single one: "
+                     "leave original= out, and the study trains all K, "
+                     "or pass originals='one', and the given one is unlearned K times")
 
 # %% ../nbs/81_study.ipynb #83596837
 CONTROL = "control-"  # the row of a control is that of its recipe with this before it
@@ -250,7 +269,8 @@ def check_rows(study):
     for name in study.recipes: Task(name, 0, {})  # refuses names that cannot stand in a file's
     rows = {"original", "retrain", "reference"}
     if taken := [name for name in study.recipes if name in rows or name.startswith(CONTROL)]:
-        raise ValueError(f"a recipe may not be named {taken[0]!r}: the study has, or may have, such a row")
+        raise ValueError(f"a recipe may not be named {taken[0]!r}: "
+                         "the study has, or may have, such a row")
 
 # %% ../nbs/81_study.ipynb #49982ecc
 def recipe_settings(recipe) -> dict:
@@ -272,7 +292,8 @@ def original_task(study: Study) -> Task:
     split, given = study.split, study.original is not None
     where = dict(split=split.fingerprint, device=study.device)
     if given: return Task("original", 0, where | describe(study.original), _tested(split))
-    return Task("original", 0, training_settings(study), study.training.epochs * len(split.train) + _tested(split))
+    return Task("original", 0, training_settings(study),
+                study.training.epochs * len(split.train) + _tested(split))
 
 def retrain_task(study: Study) -> Task:
     "The task of the first retrained network."
@@ -284,14 +305,17 @@ def unlearning_tasks(study, name, recipe, starts) -> list:  # K tasks, in the or
     "A recipe on each of some networks, or K times on the first of them."
     starts = starts if study.originals == "each" else study.seeds * starts[:1]
     settings, cost = recipe_settings(recipe), recipe.images(study.split) + _tested(study.split)
-    return [Task(name, k, {start.method: start.key, "recipe": settings}, cost) for k, start in enumerate(starts)]
+    return [Task(name, k, {start.method: start.key, "recipe": settings}, cost)
+            for k, start in enumerate(starts)]
 
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
     "The networks of a study: originals, K retrained, K for each recipe; controls and reference, where asked for."
     first, retrained = original_task(study), retrain_task(study)
     def row(task): return [replace(task, seed=k) for k in range(study.seeds)]
-    tasks = {"retrain": row(retrained), "original": row(first) if study.originals == "each" else [first]}
-    for name, recipe in study.recipes.items(): tasks[name] = unlearning_tasks(study, name, recipe, tasks["original"])
+    tasks = {"retrain": row(retrained),
+             "original": row(first) if study.originals == "each" else [first]}
+    for name, recipe in study.recipes.items():
+        tasks[name] = unlearning_tasks(study, name, recipe, tasks["original"])
     if study.reference: tasks["reference"] = row(replace(retrained, method="reference"))
     for name, recipe in study.recipes.items() if study.control else ():
         tasks[CONTROL + name] = unlearning_tasks(study, CONTROL + name, recipe, tasks["retrain"])
@@ -335,9 +359,11 @@ def _write(split, store, path) -> bool:
     return False
 
 def _remedy(split):
-    pixels = sorted({str(p.source.path) for p in split.parts.values() if not torch.is_tensor(p.source)})
+    pixels = sorted({str(p.source.path) for p in split.parts.values()
+                     if not torch.is_tensor(p.source)})
     if not pixels: return "Is the disk failing?"
-    return f"Its images have changed since they were loaded: delete {' and '.join(pixels)}, and load the data set again"
+    return (f"Its images have changed since they were loaded: delete {' and '.join(pixels)}, "
+            "and load the data set again")
 
 # %% ../nbs/81_study.ipynb #b9af40dc
 def write_split(split: Split, store: Store) -> Path:
@@ -350,18 +376,22 @@ def write_split(split: Split, store: Store) -> Path:
     return path
 
 # %% ../nbs/81_study.ipynb #de7d87e9
-PARTS = {"retain": "RA", "test": "TA", "forget": "UA"}  # of the split, and the names of the accuracies on them
+# of the split, and the names of the accuracies on them
+PARTS = {"retain": "RA", "test": "TA", "forget": "UA"}
 
 def measured_rows(n: int) -> np.ndarray:  # int64, sorted
     "Which of n retain images a network is measured on: all, or a sample that n determines."
-    return np.arange(n) if n <= SAMPLE else np.sort(np.random.RandomState(0).choice(n, SAMPLE, replace=False))
+    return (np.arange(n) if n <= SAMPLE
+            else np.sort(np.random.RandomState(0).choice(n, SAMPLE, replace=False)))
 
 def measured_parts(split) -> dict:  # part: its images
-    return {part: split.retain[measured_rows(len(split.retain))] if part == "retain" else getattr(split, part)
+    return {part: split.retain[measured_rows(len(split.retain))] if part == "retain"
+                  else getattr(split, part)
             for part in PARTS}
 
 # %% ../nbs/81_study.ipynb #82615e11
-LEAST, STEP = -65504, np.finfo(np.float16).smallest_subnormal  # float16: its lowest number; from 0 to the next one
+# float16: its lowest number; from 0 to the next one
+LEAST, STEP = -65504, np.finfo(np.float16).smallest_subnormal
 
 def half(z) -> np.ndarray:  # (n, classes), float16
     "Logits less the largest of each image. Of what is in this form already: the same."
@@ -374,7 +404,8 @@ def logits_of(model, split) -> dict:
     "What is stored of a network. `FloatingPointError` if it is not finite."
     arrays = {part: logits(model, images).numpy() for part, images in measured_parts(split).items()}
     # The loss is looked at before a step; this looks at what the last step did.
-    if all(np.isfinite(a).all() for a in arrays.values()): return {part: half(a) for part, a in arrays.items()}
+    if all(np.isfinite(a).all() for a in arrays.values()):
+        return {part: half(a) for part, a in arrays.items()}
     raise FloatingPointError("the network's logits are not finite after its last step")
 
 def logits_in(arrays, split) -> dict:
@@ -386,12 +417,15 @@ def logits_in(arrays, split) -> dict:
 # %% ../nbs/81_study.ipynb #d9719f16
 KEPT = ("original", "retrain")  # the rows whose weights are kept
 
-def _array(t): return (t.float() if t.dtype == torch.bfloat16 else t).detach().cpu().numpy()  # NumPy has no bfloat16
+def _array(t):  # NumPy has no bfloat16
+    return (t.float() if t.dtype == torch.bfloat16 else t).detach().cpu().numpy()
 
-def weights_of(model) -> dict: return {f"weights/{name}": _array(t) for name, t in stored_tensors(model).items()}
+def weights_of(model) -> dict:
+    return {f"weights/{name}": _array(t) for name, t in stored_tensors(model).items()}
 
 def weights_in(arrays) -> dict:
-    return {name.removeprefix("weights/"): a for name, a in arrays.items() if name.startswith("weights/")}
+    return {name.removeprefix("weights/"): a for name, a in arrays.items()
+            if name.startswith("weights/")}
 
 # %% ../nbs/81_study.ipynb #05895964
 FIRST_SEED = dict(retrain=1, original=10_000, reference=20_000)
@@ -431,10 +465,11 @@ def in_bfloat16(works) -> bool:
     phases = getattr(works, "phases", [works])
     return any(p.training.precision == "bfloat16" for p in phases if hasattr(p, "training"))
 
-EMULATES = ("the worker on {} has a CPU without instructions for bfloat16, in which this study trains: take that "
-            "machine from the cluster, or begin the study with precision=\"float32\"; what is finished is kept")
-GPULESS = ("the worker on {} should compute on {!r}, and {} there: take it from the cluster, or look what "
-           "CUDA_VISIBLE_DEVICES leaves to it; what is finished is kept")
+EMULATES = ("the worker on {} has a CPU without instructions for bfloat16, in which this study "
+            "trains: take that machine from the cluster, or begin the study with "
+            "precision=\"float32\"; what is finished is kept")
+GPULESS = ("the worker on {} should compute on {!r}, and {} there: take it from the cluster, "
+           "or look what CUDA_VISIBLE_DEVICES leaves to it; what is finished is kept")
 
 # %% ../nbs/81_study.ipynb #a692c5ab
 class Maker(Setup):
@@ -447,24 +482,29 @@ class Maker(Setup):
         return logits_of(model, split) | weights, {"seconds": seconds}
 
     def trained(self, split, task):
-        images, seed = split.train if task.method == "original" else split.retain, training_seed(task)
+        images, seed = (split.train if task.method == "original" else split.retain,
+                        training_seed(task))
         model = self.plan.fresh(seed)
         loss = cross_entropy(self.training, images, gone_classes(split))
-        history = fit(model, images, self.training, seed, loss, checkpoint=self.store.checkpoint(task))
+        history = fit(model, images, self.training, seed, loss,
+                      checkpoint=self.store.checkpoint(task))
         return model, sum(epoch["seconds"] for epoch in history)
 
     def unlearned(self, split, task):
         model = self.start(task)
-        return timed(lambda: run_recipe(model, split, self.recipe(task), task.seed).student, self.device)
+        return timed(
+            lambda: run_recipe(model, split, self.recipe(task), task.seed).student, self.device)
 
     def refuse_machine(self, task):
-        if lacks(self.device): raise Unfit(GPULESS.format(socket.gethostname(), self.device, gpus_found()))
+        if lacks(self.device):
+            raise Unfit(GPULESS.format(socket.gethostname(), self.device, gpus_found()))
         if self.natively and not native_bfloat16() and in_bfloat16(self.recipe(task) or self):
             raise Unfit(EMULATES.format(socket.gethostname()))
 
 # %% ../nbs/81_study.ipynb #8652dcda
 def timed(work, device) -> tuple:  # what it gives; seconds of this process, or of the clock on a GPU
-    clock = time.process_time if device == "cpu" else time.perf_counter  # other processes on the machine do not count
+    # other processes on the machine do not count
+    clock = time.process_time if device == "cpu" else time.perf_counter
     start = clock()
     result = work()
     if device != "cpu": torch.cuda.synchronize(device)
@@ -480,15 +520,18 @@ class Given:
         return logits_of(model, self.split) | weights_of(self.model), {"seconds": float("nan")}
 
 def maker(study: Study, split_path, store, original) -> Maker:
-    plan = study.plan if study.original is None else Blueprint(skeleton(study.original), study.plan.sizes)
+    plan = (study.plan if study.original is None
+            else Blueprint(skeleton(study.original), study.plan.sizes))
     natively = study.device == "cpu" and native_bfloat16()
-    return Maker(split_path, study.plan, study.training, study.recipes, store, original, retrain_task(study),
-                 study.originals == "each", plan, study.device, natively)
+    return Maker(split_path, study.plan, study.training, study.recipes, store, original,
+                 retrain_task(study), study.originals == "each", plan, study.device, natively)
 
 # %% ../nbs/81_study.ipynb #3d8e9a60
-FORM = f"float16, at most {SAMPLE} of retain"  # of the logits: earlier measurements were made from others
+# of the logits: earlier measurements were made from others
+FORM = f"float16, at most {SAMPLE} of retain"
 
-def measured_labels(split) -> dict: return {part: i.labels.cpu().numpy() for part, i in measured_parts(split).items()}
+def measured_labels(split) -> dict:
+    return {part: i.labels.cpu().numpy() for part, i in measured_parts(split).items()}
 
 @dataclass(frozen=True)
 class Measurer:
@@ -503,11 +546,14 @@ class Measurer:
         arrays, labels = logits_in(arrays, split), measured_labels(split)
         pairs = {part: (arrays[part], labels[part]) for part in PARTS}
         scores = {name: accuracy(*pairs[part]) for part, name in PARTS.items()}
-        if (truth := split.forget.truth) is not None: scores["UA_true"] = accuracy(arrays["forget"], truth.numpy())
-        return {}, scores | svc_mia(*pairs["retain"], *pairs["test"], *pairs["forget"], samples=self.samples)
+        if (truth := split.forget.truth) is not None:
+            scores["UA_true"] = accuracy(arrays["forget"], truth.numpy())
+        return {}, scores | svc_mia(*pairs["retain"], *pairs["test"], *pairs["forget"],
+                                    samples=self.samples)
 
 # %% ../nbs/81_study.ipynb #08a758af
-MEASURE_COST = 5000  # at most: an attack takes about as long as training on its shadow images of one side
+# at most: an attack takes about as long as training on its shadow images of one side
+MEASURE_COST = 5000
 
 def measurements(study: Study, tasks: dict) -> dict:  # a network's task: the task of measuring it
     cost = min(MEASURE_COST, study.samples or len(study.split.test))
@@ -543,24 +589,31 @@ class Answers:
 def _qualities(method, values, study, mean, retrained):
     for protocol in PROTOCOLS:
         q = forget_quality(values, retrained, protocol, study.permutations)
-        total = total_score(q.F, mean.RA[method], mean.RA["retrain"], mean.TA[method], mean.TA["retrain"])
-        yield dict(method=method, protocol=protocol, F=q.F, ceiling=q.ceiling, ceiling_sd=q.ceiling_sd, total=total)
+        total = total_score(q.F, mean.RA[method], mean.RA["retrain"],
+                            mean.TA[method], mean.TA["retrain"])
+        yield dict(method=method, protocol=protocol, F=q.F,
+                   ceiling=q.ceiling, ceiling_sd=q.ceiling_sd, total=total)
 
 def forget_qualities(study, networks, statistics) -> pd.DataFrame:
     "The F-score of each method under both protocols, with its ceiling and the total score."
     mean = networks.groupby("method")[["RA", "TA"]].mean()
-    several = {m: v for m, v in statistics.items() if m != "retrain" and len(v) > 1}  # one network has no distribution
-    rows = [row for m, v in several.items() for row in _qualities(m, v, study, mean, statistics["retrain"])]
+    # one network has no distribution
+    several = {m: v for m, v in statistics.items() if m != "retrain" and len(v) > 1}
+    rows = [row for m, v in several.items()
+            for row in _qualities(m, v, study, mean, statistics["retrain"])]
     return pd.DataFrame(rows, columns=["method", "protocol", "F", "ceiling", "ceiling_sd", "total"])
 
 # %% ../nbs/81_study.ipynb #5c5d1763
 def common(environments: list) -> dict:
     "One environment from many: what differs among them is listed."
-    seen = {k: sorted({e[k] for e in environments if k in e}, key=str) for e in environments for k in e}
-    return {k: values[0] if len(values) == 1 else " and ".join(map(str, values)) for k, values in seen.items()}
+    seen = {k: sorted({e[k] for e in environments if k in e}, key=str)
+            for e in environments for k in e}
+    return {k: values[0] if len(values) == 1 else " and ".join(map(str, values))
+            for k, values in seen.items()}
 
 # %% ../nbs/81_study.ipynb #6f41f31e
-def cross_entropy_of(values): return np.logaddexp(0, -values)  # −log p_y = log(1 + e^−s), s: logit-scaled confidence
+def cross_entropy_of(values):  # −log p_y = log(1 + e^−s), s: logit-scaled confidence
+    return np.logaddexp(0, -values)
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
@@ -592,18 +645,21 @@ def by_method(records) -> dict:
 
 # %% ../nbs/81_study.ipynb #09aa61dd
 def name_of(network):
-    return network if isinstance(network, str) else getattr(network, "__name__", type(network).__name__)
+    return (network if isinstance(network, str)
+            else getattr(network, "__name__", type(network).__name__))
 
 def titles(study) -> dict:  # name of the row: what tables call it
     # A variant under a name of its own is called by that name, or two rows would have one title.
-    named = {row: recipe.title or row if row == recipe.name else row for row, recipe in study.recipes.items()}
+    named = {row: recipe.title or row if row == recipe.name else row
+             for row, recipe in study.recipes.items()}
     return {"retrain": "Retrain", **named, "original": "No Unlearning"}
 
 # %% ../nbs/81_study.ipynb #b478bb63
 def titles_beside(study) -> dict:
     "Titles of the rows that are no methods."
     called = titles(study)
-    controls = {CONTROL + row: f"{called[row]} on Retrain" for row in study.recipes} if study.control else {}
+    controls = ({CONTROL + row: f"{called[row]} on Retrain" for row in study.recipes}
+                if study.control else {})
     return ({"reference": "Retrain, once more"} if study.reference else {}) | controls
 
 def facts_of(study, environments) -> dict:
@@ -612,9 +668,11 @@ def facts_of(study, environments) -> dict:
     settings = dict(training=describe(study.training), recipes=describe(study.recipes))
     sizes = {name: len(part) for name, part in split.parts.items()}
     named = dict(titles=titles(study), data=split.name, network=name_of(study.network))
-    settings |= dict(given=study.original is not None, originals=study.originals)  # given, or trained by the study
+    # given, or trained by the study
+    settings |= dict(given=study.original is not None, originals=study.originals)
     named |= dict(beside=titles_beside(study), retain_measured=min(len(split.retain), SAMPLE))
-    return named | sizes | dict(K=study.seeds, **asked, **settings, environment=common(environments))
+    return named | sizes | dict(K=study.seeds, **asked, **settings,
+                                environment=common(environments))
 
 # %% ../nbs/81_study.ipynb #c4132afa
 def passes_of(study) -> dict:
@@ -630,7 +688,8 @@ def passes_of(study) -> dict:
 def collapsed(networks) -> list:
     "Rows that have cost more than `COLLAPSE` points of the original's accuracy on retained images."
     RA = networks.groupby("method", sort=False).RA.mean()
-    return [m for m in RA.index if m not in ("retrain", "original") and RA["original"] - RA[m] > COLLAPSE]
+    return [m for m in RA.index
+            if m not in ("retrain", "original") and RA["original"] - RA[m] > COLLAPSE]
 
 # %% ../nbs/81_study.ipynb #84b3ad2b
 def is_beside(method) -> bool: return method == "reference" or method.startswith(CONTROL)
@@ -643,7 +702,8 @@ def frames(study, records) -> tuple:
     return frame[~aside].reset_index(drop=True), frame[aside].reset_index(drop=True)
 
 def separation_of(records) -> pd.DataFrame:
-    return pd.DataFrame([dict(method=r.task.method, seed=r.task.seed, **separations(r.values)) for r in records])
+    return pd.DataFrame([dict(method=r.task.method, seed=r.task.seed, **separations(r.values))
+                         for r in records])
 
 # %% ../nbs/81_study.ipynb #fc262e94
 def collect(study, tasks, measured, store, failures) -> Results:
@@ -652,10 +712,13 @@ def collect(study, tasks, measured, store, failures) -> Results:
     there = [t for row in tasks.values() for t in row if t not in failures]
     records = [reduced(t, measured[t], store, split, labels) for t in there]
     (networks, beside), rows = frames(study, records), by_method(records)
-    answers, methods = {m: answers_of(row) for m, row in rows.items()}, [m for m in rows if not is_beside(m)]
+    answers, methods = ({m: answers_of(row) for m, row in rows.items()},
+                        [m for m in rows if not is_beside(m)])
     separation = separation_of(rows["retrain"] + rows["original"])
-    losses = {m: {part: cross_entropy_of(v) for part, v in rows[m][0].values.items()} for m in methods}
-    quality = forget_qualities(study, networks, {m: answers[m].confidence["forget"] for m in methods})
+    losses = {m: {part: cross_entropy_of(v) for part, v in rows[m][0].values.items()}
+              for m in methods}
+    quality = forget_qualities(study, networks,
+                               {m: answers[m].confidence["forget"] for m in methods})
     facts = facts_of(study, [r.environment for r in records]) | dict(collapsed=collapsed(networks))
     lost = {(t.method, t.seed): why for t, why in failures.items()}
     return Results(networks, quality, separation, losses, facts, lost, beside, answers)
@@ -673,16 +736,18 @@ def refuse_without_gpu(study, tasks, store):
     "What a GPU has computed can be read anywhere."
     if study.scheduler or not lacks(study.device): return
     if all(t in store for row in tasks.values() for t in row): return
-    raise ValueError(f"device is {study.device!r}, and {gpus_found()} here: use 'cpu', or a scheduler whose workers "
-                     "have it")
+    raise ValueError(f"device is {study.device!r}, and {gpus_found()} here: "
+                     "use 'cpu', or a scheduler whose workers have it")
 
 def refuse_weightless(study, tasks, measured, store):
     "Earlier records of retrained networks have no weights: where a control starts from one, it is made anew."
     starts = tasks["retrain"] if study.originals == "each" else tasks["retrain"][:1]
     for t in starts if study.control else ():
         if not whole(store, t) or weights_in(store.load(t)[0]): continue
-        set_aside(store.path(t), f"{store.path(t)} has no weights, from which the control would start")
-        store.path(measured[t]).unlink(missing_ok=True)  # on another machine, it may become another network
+        set_aside(store.path(t),
+                  f"{store.path(t)} has no weights, from which the control would start")
+        # on another machine, it may become another network
+        store.path(measured[t]).unlink(missing_ok=True)
 
 # %% ../nbs/81_study.ipynb #478cd785
 def trained_first(study, tasks, run, make) -> dict:
@@ -691,7 +756,8 @@ def trained_first(study, tasks, run, make) -> dict:
     if study.original is None: return run(original + tasks["retrain"], make)
     # The workers of a scheduler may have a GPU where this process has none.
     here = "cpu" if lacks(study.device) else study.device
-    return run(original, Given(study.original, study.split.to(here)), 1, "") | run(tasks["retrain"], make)
+    return (run(original, Given(study.original, study.split.to(here)), 1, "")
+            | run(tasks["retrain"], make))
 
 # %% ../nbs/81_study.ipynb #403ddd2c
 def without_original(tasks, failures, broken):
@@ -699,8 +765,10 @@ def without_original(tasks, failures, broken):
     row = tasks["original"]
     if sum(t not in failures and t not in broken for t in row) >= min(2, len(row)): return
     raise_errors({t: words for t, words in broken.items() if t in row})
-    which = "the original network could not" if len(row) == 1 else "fewer than two original networks could"
-    raise FloatingPointError(f"{which} be trained: {next(failures[t] for t in row if t in failures)}")
+    which = ("the original network could not" if len(row) == 1
+             else "fewer than two original networks could")
+    raise FloatingPointError(f"{which} be trained: "
+                             f"{next(failures[t] for t in row if t in failures)}")
 
 def too_few_retrained(tasks, failures):
     if len(tasks["retrain"]) - sum(t.method == "retrain" for t in failures) >= 2: return
@@ -713,8 +781,10 @@ ORPHAN = "{} {}, from which it starts, is not there: {}"
 def orphans(tasks, failures, broken) -> dict:
     "What cannot be made because the network that it would start from was not: why."
     starts = {t.key: t for method in KEPT for t in tasks[method] if t in failures or t in broken}
-    from_ = {t: next((t.settings[m] for m in KEPT if m in t.settings), None) for row in tasks.values() for t in row}
-    why = {key: ORPHAN.format(t.method, t.seed, failures.get(t, "an error")) for key, t in starts.items()}
+    from_ = {t: next((t.settings[m] for m in KEPT if m in t.settings), None)
+             for row in tasks.values() for t in row}
+    why = {key: ORPHAN.format(t.method, t.seed, failures.get(t, "an error"))
+           for key, t in starts.items()}
     return {t: why[key] for t, key in from_.items() if key in why}
 
 # %% ../nbs/81_study.ipynb #0d8c7259
@@ -727,7 +797,8 @@ def run_study(
     store, tasks, broken = Store(study.folder), network_tasks(study), {}
     refuse_without_gpu(study, tasks, store)
     split_path, measured = str(write_split(study.split, store)), measurements(study, tasks)
-    make, measure = maker(study, split_path, store, tasks["original"][0]), Measurer(split_path, store, study.samples)
+    make, measure = (maker(study, split_path, store, tasks["original"][0]),
+                     Measurer(split_path, store, study.samples))
     refuse_weightless(study, tasks, measured, store)
     with progress_bar([*measured, *measured.values()], disable=not progress) as bar:
         def run(tasks, make, jobs=study.jobs, scheduler=study.scheduler):
@@ -743,12 +814,14 @@ def run_study(
     return collect(study, tasks, measured, store, failures)
 
 # %% ../nbs/81_study.ipynb #d1433346
-RECORD, SPLIT = (re.compile(f"{row}-[0-9a-f]{{16}}[.]safetensors") for row in (r"\w[\w+#=. -]*-\d{3,}", "split"))
+RECORD, SPLIT = (re.compile(f"{row}-[0-9a-f]{{16}}[.]safetensors")
+                 for row in (r"\w[\w+#=. -]*-\d{3,}", "split"))
 
 def refuse_damaged(path, name):
     "An error of some kind if this is not the whole record or split that has this name."
     if not SPLIT.fullmatch(name): read_arrays(path)
-    elif f"split-{read_split(path).fingerprint}.safetensors" != name: raise ValueError(f"{path} is another split")
+    elif f"split-{read_split(path).fingerprint}.safetensors" != name:
+        raise ValueError(f"{path} is another split")
 
 def undamaged(path) -> bool:
     try: refuse_damaged(path, path.name)
@@ -782,14 +855,17 @@ def pack(
     paths = [p for p in sorted(Path(folder).iterdir()) if wanted(p.name)]
     if not paths: raise ValueError(f"{folder} holds no records: pass the folder of a study")
     loads, file = in_loads(filter(undamaged, paths), most), Path(file)
-    files = [file if i == 1 else file.with_stem(f"{file.stem}-{i}") for i in range(1, len(loads) + 1)]
+    files = [file if i == 1 else file.with_stem(f"{file.stem}-{i}")
+             for i in range(1, len(loads) + 1)]
     for load, path in zip(loads, files):
-        with write_whole(path) as part, zipfile.ZipFile(part, "w", strict_timestamps=False) as archive:
+        with (write_whole(path) as part,
+              zipfile.ZipFile(part, "w", strict_timestamps=False) as archive):
             for record in load: archive.write(record, record.name)
             archive.comment = listing(archive)
     return files
 
-def listing(archive): return hash_of(archive.namelist()).encode()  # or one flipped bit could hide a record
+def listing(archive):  # or one flipped bit could hide a record
+    return hash_of(archive.namelist()).encode()
 
 # %% ../nbs/81_study.ipynb #df42dcee
 def _there(path) -> bool:
@@ -805,7 +881,8 @@ def _unpacked(archive, name, store):
         if deaths is None: return  # somebody is making it here at this moment
         try:
             with write_whole(path) as part:
-                with archive.open(name) as source, open(part, "wb") as copied: shutil.copyfileobj(source, copied)
+                with archive.open(name) as source, open(part, "wb") as copied:
+                    shutil.copyfileobj(source, copied)
                 refuse_damaged(part, name)
         except Exception as e:
             if isinstance(e, OSError) and e.errno != errno.EINVAL: raise  # EINVAL: a damaged offset
@@ -825,8 +902,10 @@ def unpack(file, folder):
     with _opened(file) as archive:
         names = archive.namelist()
         if odd := [n for n in names if not (RECORD.fullmatch(n) or SPLIT.fullmatch(n))]:
-            raise ValueError(f"{file} holds {odd[0]!r}, which is no record's name: nothing was unpacked")
+            raise ValueError(f"{file} holds {odd[0]!r}, which is no record's name: "
+                             "nothing was unpacked")
         damaged = [why for n in names if (why := _unpacked(archive, n, Store(folder)))]
     if not damaged: return
-    raise ValueError(f"{file} is damaged in {len(damaged)} of {len(names)} records; the others are unpacked. Carry it "
-                     f"again, or let the study compute them: {'; '.join(damaged)}")
+    raise ValueError(f"{file} is damaged in {len(damaged)} of {len(names)} records; "
+                     "the others are unpacked. Carry it again, "
+                     f"or let the study compute them: {'; '.join(damaged)}")
