@@ -17,16 +17,17 @@ ROOMS = dict(
     training="PAPER_TRAINING Training fit logits",
     check="check",
     show="accuracies plot_history show_images wrong_digits",
-    unlearn="Constraint Descend Edit Erase ForgetLoss Freeze Recipe Repair RetainCollapse RetainLoss Run follow "
-            "unlearn",
+    unlearn="Constraint Descend Edit Erase ForgetLoss Freeze Recipe Repair RetainCollapse "
+            "RetainLoss Run follow unlearn",
     study="Results Study pack run_study unpack",
     report="chance_table forget_table mia_table save_report summary",
     league="league_table plot_league yardsticks",
     manifest="hand_over make_key make_manifest read_key",
     auto="auto",
     request="Request run_request")
-INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset", "methods.recipes": "RECIPES transfer",
-         "metrics.accuracy": "accuracy", "metrics.forget_quality": "forget_quality statistic",
+INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset",
+         "methods.recipes": "RECIPES transfer", "metrics.accuracy": "accuracy",
+         "metrics.forget_quality": "forget_quality statistic",
          "metrics.membership_inference": "svc_mia", "metrics.memory_left": "memory_left",
          "metrics.evidence": "evidence verdict"}
 
@@ -51,6 +52,7 @@ class Front(ModuleType):
     def __setattr__(self, name, value):
         if HOMES.get(name) == name and isinstance(value, ModuleType): value = getattr(value, name)
         super().__setattr__(name, value)
-    def __reduce__(self): return import_module, (self.__name__,)  # as modules travel to other processes
+    def __reduce__(self):  # as modules travel to other processes
+        return import_module, (self.__name__,)
 
 sys.modules[__name__].__class__ = Front

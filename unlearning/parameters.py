@@ -9,7 +9,8 @@ __all__ = ['NOTEBOOKS', 'HOW', 'unknown_names', 'of_kind', 'show_figures', 'chec
 import matplotlib
 
 # %% ../nbs/91_parameters.ipynb #2b16d947
-NOTEBOOKS = {"before", "In", "Out", "exit", "quit", "get_ipython", "open"}  # a kernel, or the check itself, brings them
+# a kernel, or the check itself, brings them
+NOTEBOOKS = {"before", "In", "Out", "exit", "quit", "get_ipython", "open"}
 
 def unknown_names(namespace: dict, before) -> set:
     "Names that were set since `before` and not declared."
@@ -17,17 +18,20 @@ def unknown_names(namespace: dict, before) -> set:
     return given - set(namespace["__annotations__"])
 
 # %% ../nbs/91_parameters.ipynb #f05f6e60
-HOW = {list: " (papermill takes it by -y 'name: [a, b]')", str: " (papermill takes a number as text by -r)",
+HOW = {list: " (papermill takes it by -y 'name: [a, b]')",
+       str: " (papermill takes a number as text by -r)",
        bool: " (papermill takes it as True or False, with a capital)"}
 
 def of_kind(value, kind) -> bool:
     "Whether a parameter that was declared as `kind` may have this value."
-    return isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    return (isinstance(value, (int, float) if kind is float else kind)
+            and (kind is bool or not isinstance(value, bool)))
 
 # %% ../nbs/91_parameters.ipynb #500851aa
 def show_figures(shell):  # what get_ipython() gives; None: there is no IPython
     "Where a kernel was told to draw figures for nobody, they appear below their cells."
-    if hasattr(shell, "kernel") and matplotlib.get_backend().lower() == "agg": shell.run_line_magic("matplotlib", "inline")
+    if hasattr(shell, "kernel") and matplotlib.get_backend().lower() == "agg":
+        shell.run_line_magic("matplotlib", "inline")
 
 # %% ../nbs/91_parameters.ipynb #820986fb
 def check_parameters(

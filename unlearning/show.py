@@ -16,7 +16,8 @@ from .models import create_model
 from .training import Training, fit, logits
 
 # %% ../nbs/30_show.ipynb #c9f3c192
-WRONG_DIGITS = Training(epochs=30, batch_size=64, lr=0.1, label_smoothing=0, augment=(), precision="float32")
+WRONG_DIGITS = Training(epochs=30, batch_size=64, lr=0.1, label_smoothing=0,
+                        augment=(), precision="float32")
 
 @lru_cache
 def wrong_digits(seed: int = 0) -> tuple:  # split, original, retrained
@@ -54,20 +55,26 @@ def _of_test(z, labels, gone) -> dict:  # percent; {}: no class is gone, or test
     "Accuracy on test of the classes that are kept, and of those that are gone."
     there = np.isin(labels, gone)
     if not there.any() or there.all(): return {}
-    return {"test, kept": right(z[~there], labels[~there]), "test, gone": right(z[there], labels[there])}
+    return {"test, kept": right(z[~there], labels[~there]),
+            "test, gone": right(z[there], labels[there])}
 
 def accuracies(model, split: Split) -> dict:  # percent: retain, forget, test; forget, true; test, kept; test, gone
     "How often a network is right on each part."
     answers = {part: logits(model, split.parts[part]) for part in ("retain", "forget", "test")}
     rates = {part: right(z, split.parts[part].labels, part) for part, z in answers.items()}
-    if split.forget.truth is not None: rates["forget, true"] = right(answers["forget"], split.forget.truth)
+    if split.forget.truth is not None:
+        rates["forget, true"] = right(answers["forget"], split.forget.truth)
     return rates | _of_test(answers["test"], split.test.labels.cpu(), gone_classes(split))
 
 # %% ../nbs/30_show.ipynb #131dbf43
-STYLES = {"retain": dict(color="gray", marker="o", ls="-"), "test": dict(color="gray", marker="^", ls=":"),
-          "test, kept": dict(color="gray", marker="v", ls="--"), "test, gone": dict(color="black", marker="v", ls=":"),
-          "forget": dict(color="black", marker="s", ls="-"), "forget, true": dict(color="black", marker="D", ls="--")}
-SAID = {"retain": "retain", "test": "test", "forget": "forget (given labels)", "forget, true": "forget (true labels)",
+STYLES = {"retain": dict(color="gray", marker="o", ls="-"),
+          "test": dict(color="gray", marker="^", ls=":"),
+          "test, kept": dict(color="gray", marker="v", ls="--"),
+          "test, gone": dict(color="black", marker="v", ls=":"),
+          "forget": dict(color="black", marker="s", ls="-"),
+          "forget, true": dict(color="black", marker="D", ls="--")}
+SAID = {"retain": "retain", "test": "test",
+        "forget": "forget (given labels)", "forget, true": "forget (true labels)",
         "test, kept": "test (classes kept)", "test, gone": "test (classes gone)"}
 
 def _in_words(history, retrain, column):
@@ -83,11 +90,14 @@ def plot_history(
     ax, last = ax or plt.subplots(figsize=(6, 2.6))[1], len(history)
     columns = [c for c in STYLES if c in history]
     for column, at in zip(columns, last + np.linspace(-0.3, 0.3, len(columns))):
-        style = STYLES[column] | dict(zorder=4 if column == "test" else 3)  # test lies on top: it is what a method costs
-        ax.plot(range(last), history[column], ms=5, mfc="white", label=_in_words(history, retrain, column), **style)
+        # test lies on top: it is what a method costs
+        style = STYLES[column] | dict(zorder=4 if column == "test" else 3)
+        ax.plot(range(last), history[column], ms=5, mfc="white",
+                label=_in_words(history, retrain, column), **style)
         ax.plot(at, retrain[column], ms=5, **style)
     ax.axvspan(last - 0.5, last + 0.5, color="whitesmoke", zorder=0)
     ax.set_xticks(range(last + 1), [*history.index, "Retrain"], rotation=30, ha="right", fontsize=8)
     ax.set(ylabel="accuracy [%]", ylim=(-5, 105), title=title or history.attrs.get("title", ""))
-    ax.legend(title="before → after (Retrain) [%]", title_fontsize=8, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    ax.legend(title="before → after (Retrain) [%]", title_fontsize=8, fontsize=8,
+              loc="upper left", bbox_to_anchor=(1, 1))
     return ax

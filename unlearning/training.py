@@ -41,10 +41,11 @@ class Training:
     def __post_init__(self):
         if isinstance(self.augment, list): object.__setattr__(self, "augment", tuple(self.augment))
 
-# The paper's CIFAR-10 training: 30 epochs and class weights (§4.3); what it leaves open, as in its repository,
-# sachit3022/unlearning.
-PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3, schedule="cosine",
-                          weight_decay=5e-3, class_weights=True, augment=("crop", "flip", "rotate", "erase"))
+# The paper's CIFAR-10 training: 30 epochs and class weights (§4.3);
+# what it leaves open, as in its repository, sachit3022/unlearning.
+PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3,
+                          schedule="cosine", weight_decay=5e-3, class_weights=True,
+                          augment=("crop", "flip", "rotate", "erase"))
 
 # %% ../nbs/23_training.ipynb #e612ad28
 def make_optimizer(params, settings):
@@ -59,15 +60,18 @@ def make_optimizer(params, settings):
 CURVES = {  # factor of the rate, from steps taken, all steps, and steps an epoch
     "cosine": lambda step, total, epoch: (1 + math.cos(math.pi * step / total)) / 2,
     "halving": lambda step, total, epoch: 0.5 ** (step // epoch),
-    "tent": lambda step, total, epoch: 1 - abs(2 * step / total - 1) * 2 / 3,  # a third, the whole, a third
+    # a third, the whole, a third
+    "tent": lambda step, total, epoch: 1 - abs(2 * step / total - 1) * 2 / 3,
     "constant": lambda step, total, epoch: 1.0}
 
 def make_schedule(optimizer, settings, per_epoch, total):
     "The rate over `total` steps, to be stepped after every one. `ValueError` on an unknown name."
     if settings.schedule == "onecycle":
-        return lr_scheduler.OneCycleLR(optimizer, settings.lr, total_steps=total + 1, cycle_momentum=False)
+        return lr_scheduler.OneCycleLR(
+            optimizer, settings.lr, total_steps=total + 1, cycle_momentum=False)
     if settings.schedule not in CURVES:
-        raise ValueError(f"unknown schedule {settings.schedule!r}: use 'onecycle', {', '.join(map(repr, CURVES))}")
+        raise ValueError(f"unknown schedule {settings.schedule!r}: "
+                         f"use 'onecycle', {', '.join(map(repr, CURVES))}")
     curve = CURVES[settings.schedule]
     return lr_scheduler.LambdaLR(optimizer, lambda step: curve(step, total, per_epoch))
 
@@ -88,10 +92,13 @@ def forward_type(
     device: torch.device,
 ) -> torch.dtype:          # in which matrices are multiplied
     "The type behind a training's `precision`. `ValueError` on an unknown one, and on float16 without a GPU."
-    types = {"auto": fast_type(device), "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if precision not in types: raise ValueError(f"unknown precision {precision!r}: use {', '.join(map(repr, types))}")
+    types = {"auto": fast_type(device), "float32": torch.float32,
+             "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if precision not in types:
+        raise ValueError(f"unknown precision {precision!r}: use {', '.join(map(repr, types))}")
     if precision == "float16" and device.type == "cpu":
-        raise ValueError("precision 'float16' is for GPUs: on a CPU use 'bfloat16', 'float32' or 'auto'")
+        raise ValueError("precision 'float16' is for GPUs: "
+                         "on a CPU use 'bfloat16', 'float32' or 'auto'")
     return types[precision]
 
 def settled(settings: Training, device) -> Training:
@@ -108,8 +115,9 @@ def class_weights(
     "Inverse-frequency weights of the classes. `ValueError` if a class has no image and is not `gone`."
     counts = torch.bincount(labels, minlength=num_classes)
     if missing := set(range(num_classes)) - set(labels.unique().tolist()) - set(gone):
-        raise ValueError(f"class {min(missing)} has no training image, so its inverse-frequency weight is infinite: "
-                         "drop the class, set class_weights=False, or, where all of it is forgotten, say gone=")
+        raise ValueError(f"class {min(missing)} has no training image, so its inverse-frequency "
+                         "weight is infinite: drop the class, set class_weights=False, "
+                         "or, where all of it is forgotten, say gone=")
     left = counts > 0
     return torch.where(left, len(labels) / (int(left.sum()) * counts.float()), 0.)
 
@@ -119,9 +127,11 @@ def cross_entropy(settings: Training, images: Images, gone=()):
     def loss(logits, batch):
         nonlocal weight  # how many classes there are is known from the first logits
         smooth = settings.label_smoothing
-        if not settings.class_weights: return F.cross_entropy(logits, batch.y, label_smoothing=smooth)
+        if not settings.class_weights:
+            return F.cross_entropy(logits, batch.y, label_smoothing=smooth)
         if weight is None:
-            beyond = range(int(images.labels.max()) + 1, logits.shape[1])  # outputs for classes that no label has
+            # outputs for classes that no label has
+            beyond = range(int(images.labels.max()) + 1, logits.shape[1])
             weight = class_weights(images.labels, logits.shape[1], {*gone, *beyond})
         each = F.cross_entropy(logits, batch.y, reduction="none", label_smoothing=smooth)
         return (weight[batch.y] * each).sum() / weight[batch.y].sum()
@@ -131,8 +141,9 @@ def cross_entropy(settings: Training, images: Images, gone=()):
 def refuse_unreached(value, params):
     "`ValueError` if a loss depends on no parameter that may be trained."
     if value.requires_grad and any(p.requires_grad for p in params): return
-    raise ValueError("no gradient reaches a weight of the network, so training would change nothing: "
-                     "is everything frozen (requires_grad=False), or does forward() detach its input?")
+    raise ValueError("no gradient reaches a weight of the network, so training would change "
+                     "nothing: is everything frozen (requires_grad=False), "
+                     "or does forward() detach its input?")
 
 class Stepper:
     "An optimizer, its schedule and its loss scale."
@@ -140,7 +151,8 @@ class Stepper:
         self.params = list(params)
         self.optimizer = make_optimizer(self.params, settings)
         self.schedule = make_schedule(self.optimizer, settings, per_epoch, total)
-        self.scaler = torch.amp.GradScaler(torch.device(device).type, enabled=dtype == torch.float16)
+        self.scaler = torch.amp.GradScaler(torch.device(device).type,
+                                           enabled=dtype == torch.float16)
 
     def backward(self, value):
         refuse_unreached(value, self.params)
@@ -196,7 +208,8 @@ def _restore(tensors, facts, model, stepper, rng):
     stepper.schedule.load_state_dict(facts["schedule"])
     stepper.scaler.load_state_dict(facts["scaler"])
     rng.set_state(tensors["rng/own"]); torch.set_rng_state(tensors["rng/torch"])
-    if "rng/cuda" in tensors: torch.cuda.set_rng_state(tensors["rng/cuda"], next(model.parameters()).device)
+    if "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"], next(model.parameters()).device)
 
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
@@ -204,7 +217,8 @@ def _owner(model, settings, seed, images):
     tensors = {k: v for k, v in model.state_dict().items() if torch.is_tensor(v)}
     tensors |= dict(y=images.labels, at=images.indices)
     digest = hashlib.blake2b(digest_size=16)
-    for name, t in tensors.items(): digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + _bytes(t))
+    for name, t in tensors.items():
+        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + _bytes(t))
     augment = [getattr(a, "__qualname__", a) for a in settings.augment]
     return [asdict(settings) | dict(augment=augment), seed, digest.hexdigest()]
 
@@ -252,15 +266,19 @@ def refuse_half(model):
                          "train network.float(), and call .half() on the result")
 
 # %% ../nbs/23_training.ipynb #82956a9e
-def train_epoch(model, some_batches, stepper, loss, dtype, before_step=None, after_step=None) -> dict:
+def train_epoch(model, some_batches, stepper, loss, dtype,
+                before_step=None, after_step=None) -> dict:
     "One pass: mean loss, accuracy on what was seen, in percent, and seconds (this process's; on a GPU the clock's)."
     total = right = seen = 0
     for step, batch in enumerate(some_batches, 1):
         device = batch.x.device.type
-        if step == 1: start = (clock := time.perf_counter if device == "cuda" else time.process_time)()
-        with torch.autocast(device, dtype, enabled=dtype != torch.float32): logits = outputs(model, batch.x)
+        if step == 1:
+            start = (clock := time.perf_counter if device == "cuda" else time.process_time)()
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            logits = outputs(model, batch.x)
         value = loss(logits.float(), batch)
-        if not math.isfinite(value.item()): raise FloatingPointError(f"the loss is {value.item()} at step {step}")
+        if not math.isfinite(value.item()):
+            raise FloatingPointError(f"the loss is {value.item()} at step {step}")
         stepper.backward(value)
         stepper.step(before_step)
         if after_step: after_step()
@@ -274,7 +292,8 @@ def told(epoch, lr):
     "An epoch whose loss is not finite says which it was, and the remedy."
     try: yield
     except FloatingPointError as e:
-        raise FloatingPointError(f"{e} of epoch {epoch + 1}: lower the learning rate (it is {lr})") from None
+        raise FloatingPointError(f"{e} of epoch {epoch + 1}: "
+                                 f"lower the learning rate (it is {lr})") from None
 
 # %% ../nbs/23_training.ipynb #85fc3b53
 def fit(
@@ -303,7 +322,8 @@ def fit(
     with deterministic(seed):
         history = _resume(checkpoint, owner, epochs, *parts)
         for epoch in (bar := tqdm(range(len(history), epochs), unit="epoch", disable=not progress)):
-            # Without drop_last, a last batch of one or two images would spoil the batch-norm statistics.
+            # Without drop_last, a last batch of one or two images
+            # would spoil the batch-norm statistics.
             shuffled = batches(images, settings.batch_size, rng, augment, drop_last=True)
             some = islice(shuffled, steps - epoch * per_epoch)
             with told(epoch, settings.lr):
@@ -314,7 +334,8 @@ def fit(
     return history
 
 # %% ../nbs/23_training.ipynb #ad1e37e3
-@torch.no_grad()  # not inference_mode: a network that keeps tensors between calls could not be trained afterwards
+# not inference_mode: a network that keeps tensors between calls could not be trained afterwards
+@torch.no_grad()
 def logits(
     model: nn.Module,
     images: Images,
@@ -322,4 +343,5 @@ def logits(
 ) -> torch.Tensor:  # float32, N × classes, on the CPU, in the order of `images`
     "What the network says of each image: eval mode, no augmentation. Every module's mode is left as it was."
     with eval_mode(model.to(images.device)):
-        return torch.cat([outputs(model, batch.x).float().cpu() for batch in batches(images, batch_size)])
+        return torch.cat([outputs(model, batch.x).float().cpu()
+                          for batch in batches(images, batch_size)])

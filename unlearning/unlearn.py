@@ -23,9 +23,9 @@ from .images import Batch, Split, batches
 from .load import gone_classes
 from .models import copy_network, outputs
 from .show import accuracies, spread_out
-from .training import (Stepper, Training, cross_entropy, deterministic, fit, forward_type, logits,
-                                 make_optimizer,
-                                 make_schedule, refuse_half, refuse_unreached, steps_of, train_mode)
+from .training import (Stepper, Training, cross_entropy, deterministic, fit,
+                                 forward_type, logits, make_optimizer, make_schedule,
+                                 refuse_half, refuse_unreached, steps_of, train_mode)
 
 # %% ../nbs/31_unlearn.ipynb #2a7c88af
 @dataclass
@@ -51,18 +51,21 @@ class Run:
 class Piece:
     "A part of a recipe."
     def start(self, run: Run): "Called once, before the first phase."
-    def look(self, split: Split) -> float: return 0.  # image passes, forward and backward, that `start` costs
+    def look(self, split: Split) -> float:  # image passes, forward and backward, that `start` costs
+        return 0.
 
 # %% ../nbs/31_unlearn.ipynb #a94b481f
 @dataclass(frozen=True)
 class ForgetLoss(Piece):
     "What a forget batch is taught."
-    looks = 0         # images that go forward besides the student's, for each forget image: through a teacher, say
+    # images that go forward besides the student's, for each forget image: through a teacher, say
+    looks = 0
     looks_beside = 0  # the same, for each image of the retain batch beside it
 
     def __call__(self, run: Run, forget: Batch, retain: Batch):
         "A scalar to descend; `retain` is the random retain batch beside the forget batch."
-        raise NotImplementedError(f"{type(self).__name__} does not say what a forget batch is taught: define __call__")
+        raise NotImplementedError(f"{type(self).__name__} does not say "
+                                  "what a forget batch is taught: define __call__")
 
 @dataclass(frozen=True)
 class RetainLoss(Piece):
@@ -85,13 +88,15 @@ class Descend(Piece):
         else: yield [f + self.retain_weight * r for f, r in zip(forget(), retain())]
 
     @property
-    def retain_batches(self): return int(self.retain_weight != 0)  # that a forget batch costs besides itself
+    def retain_batches(self):  # that a forget batch costs besides itself
+        return int(self.retain_weight != 0)
 
 # %% ../nbs/31_unlearn.ipynb #59e52280
 @dataclass(frozen=True)
 class Constraint(Piece):
     "What the network may still use, or move. This one allows everything."
-    def gradients(self, run: Run): "Called before each step, when the gradients are there: change them in place."
+    def gradients(self, run: Run):
+        "Called before each step, when the gradients are there: change them in place."
     def after_step(self, run: Run): "Called after each step."
     def penalty(self, run: Run): return 0.  # added to the loss of a repair
 
@@ -101,14 +106,17 @@ class Freeze(Constraint):
     "Hold every parameter and buffer whose name starts with one of `names` exactly where it is."
     names: tuple = ()
 
-    def __post_init__(self): object.__setattr__(self, "names", tuple(self.names))  # a list cannot be hashed
+    def __post_init__(self):
+        object.__setattr__(self, "names", tuple(self.names))  # a list cannot be hashed
 
     def start(self, run):
-        tensors = [*run.student.named_parameters(), *run.student.named_buffers()]  # batch-norm statistics too
+        tensors = [*run.student.named_parameters(),
+                   *run.student.named_buffers()]  # batch-norm statistics too
         held = [t for name, t in tensors if name.startswith(self.names)]
         if not held:
             first = [name for name, _ in run.student.named_parameters()][:3]
-            raise ValueError(f"no parameter starts with {' or '.join(self.names)}: the network has {first} …")
+            raise ValueError(f"no parameter starts with {' or '.join(self.names)}: "
+                             f"the network has {first} …")
         run.memory[self] = [(p, p.detach().clone()) for p in held]
 
     @torch.no_grad()
@@ -127,10 +135,12 @@ class Phase(Piece):
     role = "phase"
     @property
     def draws(self): return self.role  # its seed counts the phases before it that have the same
-    def pieces(self): return [v for f in fields(self) if isinstance(v := getattr(self, f.name), Piece)]
+    def pieces(self):
+        return [v for f in fields(self) if isinstance(v := getattr(self, f.name), Piece)]
     def steps(self, split: Split) -> tuple: return 1, 1  # of an epoch, in all
-    def images(self, split: Split) -> float: raise NotImplementedError  # passes, forward and backward, of one image
-    def smallest(self, split: Split): return math.inf                   # batch in train mode; inf: there is none
+    def images(self, split: Split) -> float:  # passes, forward and backward, of one image
+        raise NotImplementedError
+    def smallest(self, split: Split): return math.inf  # batch in train mode; inf: there is none
     def refuse(self): "`ValueError` for settings with which it could change nothing."
     def __call__(self, run: Run): raise NotImplementedError
 
@@ -178,7 +188,8 @@ class Erase(Phase):
 
     def images(self, split):
         n, size = len(split.forget), self.retain_batch_size
-        drawn = math.ceil(n / self.batch(split)) * size if size else n  # where forget's last batch is short, a whole one
+        # where forget's last batch is short, a whole one
+        drawn = math.ceil(n / self.batch(split)) * size if size else n
         beside = self.step.retain_batches * passes_of(self.retain) + self.forget.looks_beside / 3
         return self.passes * (n * passes_of(self.forget) + drawn * beside)
 
@@ -200,7 +211,8 @@ def refuse_optimizer(settings):
 def refuse_erase(phase):
     "`ValueError` for an erase phase that could change nothing."
     if not isinstance(phase.forget, ForgetLoss):
-        raise ValueError(f"an erase phase teaches {phase.forget!r}: pass a ForgetLoss, such as RandomLabels()")
+        raise ValueError(f"an erase phase teaches {phase.forget!r}: "
+                         "pass a ForgetLoss, such as RandomLabels()")
     refuse_optimizer(phase)
     if phase.passes < 1 or phase.lr <= 0 or phase.batch_size < 1:
         asked = f"{phase.passes} passes at rate {phase.lr} in batches of {phase.batch_size}"
@@ -230,7 +242,8 @@ def gradient(loss, params):
         raise ValueError(f"a loss gave {loss!r}: it has to be a tensor of one number")
     refuse_unreached(loss, params)
     if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"a loss of the erase phase is {loss.item()}: lower its learning rate")
+        raise FloatingPointError(f"a loss of the erase phase is {loss.item()}: "
+                                 "lower its learning rate")
     return torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
 
 # %% ../nbs/31_unlearn.ipynb #a1c4e615
@@ -271,18 +284,20 @@ class Repair(Phase):
         refuse_optimizer(self.training)
         forward_type(self.training.precision, torch.device("cuda"))  # where every name is known
         if self.training.epochs <= 0 or self.training.batch_size < 1:
-            raise ValueError(f"a repair of {self.training.epochs} epochs in batches of {self.training.batch_size}: "
+            raise ValueError(f"a repair of {self.training.epochs} epochs "
+                             f"in batches of {self.training.batch_size}: "
                              "ask for more than 0 epochs and at least 1 image")
 
     def steps(self, split): return steps_of(self.training, self.size(split))
     def images(self, split): return self.training.epochs * self.size(split) * passes_of(self.retain)
     def smallest(self, split): return min(self.training.batch_size, self.size(split))
-    def size(self, split): return len(self.of(split))      # how many images there are, and
-    def data(self, run: Run): return self.of(run.split)    # which: some are only found during the run
+    def size(self, split): return len(self.of(split))    # how many images there are, and
+    def data(self, run: Run): return self.of(run.split)  # which: some are only found during the run
 
     def of(self, split):
         if self.part in split.parts: return split.parts[self.part]
-        raise ValueError(f"a repair on {self.part!r}: the split has {', '.join(split.parts)}; load it with val=")
+        raise ValueError(f"a repair on {self.part!r}: "
+                         f"the split has {', '.join(split.parts)}; load it with val=")
 
     def __call__(self, run): repair(run, self)
 
@@ -293,14 +308,16 @@ def repair(run: Run, phase: Repair):
     ordinary = cross_entropy(settings, images, gone_classes(run.split))
     total, gone = phase.steps(run.split)[1], 0
     def loss(logits, batch):
-        return phase.retain(run, logits, batch, ordinary) + sum(c.penalty(run) for c in run.recipe.constraints)
+        return (phase.retain(run, logits, batch, ordinary)
+                + sum(c.penalty(run) for c in run.recipe.constraints))
     def after():
         nonlocal gone
         run.done = (gone := gone + 1) / total
         after_step(run)
     stepper = stepper_of(run, phase, settings, run.student.parameters()) if phase.keep else None
     seed = int(torch.randint(2**62, (), generator=run.rng))
-    fit(run.student, images, settings, seed, loss, lambda: before_step(run), after, run.progress, stepper=stepper)
+    fit(run.student, images, settings, seed, loss,
+        lambda: before_step(run), after, run.progress, stepper=stepper)
 
 # %% ../nbs/31_unlearn.ipynb #5a40e866
 class NothingChanged(UserWarning):
@@ -312,25 +329,31 @@ class Edit(Phase):
     role = "edit"
     @property
     def draws(self): return f"edit {type(self).__name__}"
-    def edit(self, run: Run) -> int: raise NotImplementedError  # how many weights or positions were changed
-    def images(self, split): return len(split.forget)  # a look at the forget images, unless a subclass says more
+    def edit(self, run: Run) -> int:  # how many weights or positions were changed
+        raise NotImplementedError
+    def images(self, split):  # a look at the forget images, unless a subclass says more
+        return len(split.forget)
 
     def __call__(self, run):
         changed = self.edit(run)
         after_step(run)  # what is held is held against edits too
         if not changed:
-            warnings.warn(f"{type(self).__name__} found nothing to change in these data", NothingChanged, stacklevel=4)
+            warnings.warn(f"{type(self).__name__} found nothing to change in these data",
+                          NothingChanged, stacklevel=4)
 
 # %% ../nbs/31_unlearn.ipynb #7fdba108
 def refuse_recipe(recipe):
     "`ValueError` for phases and constraints that are none, and for kept optimizers that differ."
     for what in ("phases", "constraints"):
         if not isinstance(getattr(recipe, what), (tuple, list)):
-            raise ValueError(f"{what} of recipe {recipe.name!r} is {getattr(recipe, what)!r}: pass a tuple")
+            raise ValueError(f"{what} of recipe {recipe.name!r} is "
+                             f"{getattr(recipe, what)!r}: pass a tuple")
     if not recipe.phases:
-        raise ValueError(f"recipe {recipe.name!r} has no phases, so it would change nothing: name some")
+        raise ValueError(f"recipe {recipe.name!r} has no phases, "
+                         "so it would change nothing: name some")
     if odd := [p for p in recipe.phases if not isinstance(p, Phase)]:
-        raise ValueError(f"recipe {recipe.name!r} has the phase {odd[0]!r}: use Erase(…), Repair(…) or an Edit")
+        raise ValueError(f"recipe {recipe.name!r} has the phase {odd[0]!r}: "
+                         "use Erase(…), Repair(…) or an Edit")
     if odd := [c for c in recipe.constraints if not isinstance(c, Constraint)]:
         raise ValueError(f"recipe {recipe.name!r} has the constraint {odd[0]!r}: use a Constraint")
     for p in recipe.phases: p.refuse()
@@ -361,7 +384,8 @@ class Recipe:
 
     def change_training(self, **settings) -> "Recipe":
         "The recipe with these settings in the training of each of its repairs."
-        changed = lambda p: replace(p, training=replace(p.training, **settings)) if isinstance(p, Repair) else p
+        changed = lambda p: (replace(p, training=replace(p.training, **settings))
+                             if isinstance(p, Repair) else p)
         return replace(self, phases=tuple(map(changed, self.phases)))
 
     def images(self, split) -> float:
@@ -369,13 +393,15 @@ class Recipe:
         return sum(p.images(split) for p in self.phases) + sum(p.look(split) for p in self.pieces())
 
     def pieces(self):  # in the order in which they start, each once
-        return dict.fromkeys([*self.constraints, *(piece for p in self.phases for piece in (p, *p.pieces()))])
+        return dict.fromkeys([*self.constraints,
+                              *(piece for p in self.phases for piece in (p, *p.pieces()))])
 
 # %% ../nbs/31_unlearn.ipynb #5858efb1
 def run_recipe(model, split: Split, recipe: Recipe, seed=0, progress=False, after_phase=None) -> Run:
     "The loop itself, on copies of `model` and without a look before or after: see `unlearn`."
     student, original = (copy_network(model).to(split.train.device) for _ in range(2))
-    run, count = Run(student, original.eval().requires_grad_(False), split, recipe, seed, progress), Counter()
+    run, count = (Run(student, original.eval().requires_grad_(False), split, recipe,
+                      seed, progress), Counter())
     with seeded(run, "start", 0):
         for piece in recipe.pieces(): piece.start(run)
     for phase in recipe.phases:
@@ -395,8 +421,9 @@ def say_if_nothing_moved(run, before):
     "`NothingChanged` after a phase of gradient steps that left every weight where it was. (An edit counts for itself.)"
     moved = any(not torch.equal(a, b) for a, b in zip(before, run.student.parameters()))
     if moved or isinstance(run.phase, Edit): return
-    warnings.warn(f"the phase {run.phase.role!r} of {run.recipe.name!r} moved no weight: are its rate, its passes and "
-                  "what is held as they were meant?", NothingChanged, stacklevel=4)
+    warnings.warn(f"the phase {run.phase.role!r} of {run.recipe.name!r} moved no weight: "
+                  "are its rate, its passes and what is held as they were meant?",
+                  NothingChanged, stacklevel=4)
 
 def seeded(run, role, count):
     "The run's generator and torch's own start from seeds of this phase."
@@ -414,7 +441,8 @@ def unlearn(
 ) -> nn.Module:            # in eval mode, on the split's device
     "A copy of `model` that has gone through `recipe`. `ValueError`: it cannot work; `FloatingPointError`: it diverged."
     if not isinstance(recipe, Recipe):
-        raise ValueError(f"the recipe is {recipe!r}: pass a Recipe, such as RECIPES['digits']['finetune']")
+        raise ValueError(f"the recipe is {recipe!r}: "
+                         "pass a Recipe, such as RECIPES['digits']['finetune']")
     with torch.inference_mode(False), torch.enable_grad():  # whoever calls
         look_before(model, split, [recipe])
         run = run_recipe(model, split, recipe, seed, progress, after_phase)
@@ -440,10 +468,12 @@ def look_back(run: Run):
     if not answers[1].isfinite().all():
         raise FloatingPointError("the network's answers are not finite after the last step of "
                                  f"{run.recipe.name!r}: lower its learning rates")
-    before, after = (100 * (z.argmax(1) == some.labels.cpu()).float().mean().item() for z in answers)
+    before, after = (100 * (z.argmax(1) == some.labels.cpu()).float().mean().item()
+                     for z in answers)
     if before - after > COLLAPSE:
-        warnings.warn(f"{run.recipe.name!r} took the accuracy on retained images from {before:.1f} to {after:.1f} %: "
-                      "its settings do not fit this network", RetainCollapse, stacklevel=3)
+        warnings.warn(f"{run.recipe.name!r} took the accuracy on retained images "
+                      f"from {before:.1f} to {after:.1f} %: its settings do not fit this network",
+                      RetainCollapse, stacklevel=3)
 
 # %% ../nbs/31_unlearn.ipynb #729a6e0a
 def follow(
