@@ -66,6 +66,7 @@ def _is_activation(func, args, kwargs):
     low = kwargs.get("min", args[1] if len(args) > 1 else None)
     return isinstance(low, (int, float)) and low == 0
 
+# %% ../nbs/21_activations.ipynb #ca311d8c
 def _is_hidden(func, args, kwargs):
     "Is this the larger of a tensor and zeros?"
     zero = lambda v: isinstance(v, torch.Tensor) and not v.requires_grad and not v.any()
@@ -73,6 +74,8 @@ def _is_hidden(func, args, kwargs):
     return func in _LARGER and len(args) > 1 and any(map(zero, args))
 
 _LARGER = {f for name in ("maximum", "max", "fmax") for f in _named(name)}
+
+# %% ../nbs/21_activations.ipynb #cc03d203
 _IN_PLACE = [n for n in (*_NAMES, "clamp", "clip", "clamp_min") if _named(f"{n}_")]
 _ORDINARY = ({f"{n}_": n for n in _IN_PLACE}
              | {f: _named(n)[0] for n in _IN_PLACE for f in _named(f"{n}_")})
@@ -460,6 +463,7 @@ def _depends(call, x):
     if not call.out.requires_grad: return False
     return torch.autograd.grad(call.out.sum(), x, allow_unused=True, retain_graph=True)[0] is not None
 
+# %% ../nbs/21_activations.ipynb #c488500b
 def _of_images(seen, x):
     "The recorded calls whose output is a batch that depends on the images."
     for call, fewer in zip(seen.calls, record(seen.net, x[1:].clone()).calls, strict=True):
@@ -509,6 +513,7 @@ def _tensors(out, graph=False):
     inside = out if isinstance(out, (tuple, list)) else getattr(out, "__dict__", {}).values()
     return [t for v in inside for t in _tensors(v, graph)]
 
+# %% ../nbs/21_activations.ipynb #36f7aa6b
 def _alike(a, b):
     "Are these lists of gradients equal, up to the order of additions, and missing where the others are?"
     def near(g, h):
@@ -545,6 +550,7 @@ def _ask(net, x, training=False, grad=True):
     buffers = [v.clone() for name, v in net.named_buffers() if "_tensor_constant" not in name]
     return _tensors(out) + buffers, _pulls(net, out) if grad else [], times
 
+# %% ../nbs/21_activations.ipynb #d505087d
 def _miscounted(net, times, training=False, grad=True):
     "Which mask is asked too often or not at all, or None; in train mode a branch may be left out."
     allowed = (0, 1) if training else (1,)

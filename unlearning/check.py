@@ -29,6 +29,7 @@ def ask(model, images, n=32) -> tuple:  # the answers, N × classes; the batch
                         " × ".join(map(str, images.shape)))
         raise ValueError(f"the network refuses images of {shape}{first} ({e})") from e
 
+# %% ../nbs/24_check.ipynb #f8b7e0a9
 def refuse_answers(z, classes: int):
     "`ValueError` unless answers are logits, one for each class at least."
     if z.shape[1] < classes:
@@ -74,6 +75,7 @@ def refuse_training(copied, batch, size):
                          "the original's weights: does it keep a function or a bound method "
                          "of itself? Call its modules directly")
 
+# %% ../nbs/24_check.ipynb #201f1dae
 def refuse_copy(model, copied):
     "`ValueError` if a deep copy of a network has not its weights and buffers."
     pairs = [(v, w) for (v, w) in zip(model.state_dict().values(), copied.state_dict().values())
@@ -113,6 +115,7 @@ def doubt_accuracy(seen, labels):
                   f"and always naming their commonest class is on {chance:.1f} %: "
                   f"were its training images normalised otherwise? {remedy}", Doubt, stacklevel=3)
 
+# %% ../nbs/24_check.ipynb #0990352f
 COPIES = ("What retain still teaches is not forgotten: "
           "copies=True, in load_split or make_split, forgets all copies in train; "
           "`duplicates(split)` lists them, for test and val too")
@@ -139,6 +142,7 @@ def refuse_strangers(model, split):
     if split.train.labels.unique().numel() < 2:
         raise ValueError("all training images are of one class: there is nothing to tell apart")
 
+# %% ../nbs/24_check.ipynb #5f406746
 def refuse_accuracy(seen, stated, n):
     "`ValueError` if the accuracy that the library sees is not what the owner says."
     if abs(seen - stated) <= max(2, 1.5 * resolution(stated, n)): return
@@ -148,6 +152,7 @@ def refuse_accuracy(seen, stated, n):
                      f"and {stated:.1f} % were stated: are mean, std, size and colours "
                      "of the images those of its training, and the classes in its order?")
 
+# %% ../nbs/24_check.ipynb #e9ce8d19
 def _spread(images, most): return np.unique(np.linspace(0, len(images) - 1, most).astype(int))
 
 def _test_accuracy(model, split, most):
@@ -178,6 +183,7 @@ def check(
     doubt_copies(split)
     return summed_up(network, split, answers, seen, n)
 
+# %% ../nbs/24_check.ipynb #1c70158d
 def summed_up(network, split, answers, seen, n) -> Look:
     weights = [p for p in network.parameters() if p.requires_grad]
     dtype, parameters = str(weights[0].dtype).removeprefix("torch."), sum(p.numel() for p in weights)

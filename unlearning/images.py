@@ -39,6 +39,7 @@ def _moments_of_bytes(parts, channels) -> tuple:  # means of the values and of t
     levels, total = torch.arange(256).double() / 255, counts.sum(1)
     return counts @ levels / total, counts @ levels**2 / total
 
+# %% ../nbs/01_images.ipynb #c1f3c070
 def _moments_of_floats(parts, channels) -> tuple:
     sums, total = torch.zeros(2, channels, dtype=torch.float64), 0
     for some in parts:
@@ -46,6 +47,7 @@ def _moments_of_floats(parts, channels) -> tuple:
         sums, total = sums + torch.stack([x.sum(1), (x * x).sum(1)]).cpu(), total + x.shape[1]
     return tuple(sums / total)
 
+# %% ../nbs/01_images.ipynb #5c18b4e7
 def channel_statistics(
     pixels,     # uint8 or float32, N × C × H × W: a tensor or an `ImageFile`
     rows=None,  # int64: which of the images; None: all
@@ -240,6 +242,7 @@ def as_pixels(
     raise ValueError(f"images are {x.dtype} of shape {x.shape}: {expected}; "
                      f"{wrong}: pass {how}{more}")
 
+# %% ../nbs/01_images.ipynb #65a97884
 def as_labels(labels, n: int, what="labels", number="class number") -> torch.Tensor:
     "`n` class numbers as a tensor, int64. `ValueError` if there are others, or not so many."
     labels = np.asarray(labels.detach().cpu() if torch.is_tensor(labels) else labels)
@@ -321,6 +324,7 @@ def pixel_hashes(images: Images, floats=False) -> list:
     parts = in_parts(torch.arange(len(images)), images.shape)
     return [h for at in parts for h in hashes(images.take(at.to(images.device)))]
 
+# %% ../nbs/01_images.ipynb #9396dffa
 def duplicates(split: Division) -> pd.DataFrame:
     "Copies of forgotten images in the other parts, a row each: `indices` of both, and whether their labels agree."
     gone, others = split.forget, {k: split.parts[k] for k in ("retain", "test", "val")

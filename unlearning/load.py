@@ -45,6 +45,7 @@ WAYS = {
 }
 WAYS_TABLE = "\n".join(["forget= may be", *(f"  {way:32}{what}" for way, what in WAYS.items())])
 
+# %% ../nbs/19_load.ipynb #d84a2590
 @contextmanager
 def with_ways():
     "A `ValueError` from inside, and then all the ways to say what to forget."
@@ -72,6 +73,7 @@ def as_share(value):
     raise ValueError(f"a share of {value} does not lie between 0 and 1: "
                      f"write a tenth as 0.1 or '10%'{count}")
 
+# %% ../nbs/19_load.ipynb #45b41db7
 def by_share(forget, source: Source, seed: int):
     "A share of the images, drawn at random. `ValueError` if that is none, or all."
     if (share := as_share(forget)) is None: return None
@@ -88,11 +90,13 @@ def texts(forget) -> list | None:
     except TypeError: return None  # it is one thing
     return listed if listed and all(isinstance(t, (str, os.PathLike)) for t in listed) else None
 
+# %% ../nbs/19_load.ipynb #96a72a27
 def _nearest(name: str, names) -> str:
     "A question, where one of the names is like this one."
     near = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
+# %% ../nbs/19_load.ipynb #ec6efa2a
 def _label(name: str, source: Source) -> int:
     "The number of a class that goes by a name or a number. `ValueError` if there is none."
     names = [str(c) for c in source.classes]
@@ -253,6 +257,7 @@ def whole(text: str):
     value = float(text) if number else math.nan
     return int(value) if value.is_integer() and abs(value) < 2**53 else None
 
+# %% ../nbs/19_load.ipynb #216ad132
 def numbers_of(entries, n: int, origin: str) -> np.ndarray:  # int64, positions
     "Positions, each once, in a training set of `n` images. `ValueError` names the first entry that is none."
     first, outside = {}, f"which is outside the training set: positions go from 0 to {n - 1}"
@@ -303,6 +308,7 @@ def rows_of(text: str, origin, known=()) -> list:  # (place, cells)
         return row[0].startswith("#") and not any(cell.strip() in known for cell in row)
     return [(place, row) for place, row in found if "".join(row).strip() and not comment(row)]
 
+# %% ../nbs/19_load.ipynb #8d23ad16
 def from_lines(text: str, origin, source: Source) -> list:  # (place, entry)
     return lines_of(text, source.paths or ())
 
@@ -338,6 +344,7 @@ def look_up(entries, source: Source, origin) -> np.ndarray:
     return (numbers_of(entries, len(source.train), origin) if numbers
             else find_all(entries, known_paths(source), origin))
 
+# %% ../nbs/19_load.ipynb #a931d58e
 def from_npy(path: Path, source: Source) -> np.ndarray:
     "Positions (or a mask, or paths) in a NumPy file. `ValueError` if it holds anything else."
     try: found = np.load(path, allow_pickle=False)
@@ -367,6 +374,7 @@ def by_file(forget, source: Source, seed: int):
         return look_up(READERS[ending](read_text(path), path, source), source, path)
     raise ValueError(f"the forget file {path.name} has the ending {path.suffix!r}: use {ENDINGS}")
 
+# %% ../nbs/19_load.ipynb #317c7c03
 def meant(text: str, source: Source) -> str:
     "What somebody may have meant by the name of a file that is not there."
     if text in source.classes: return f"for all of the class, write 'class:{text}'"
@@ -402,6 +410,7 @@ class Share:
                              "write a tenth as 0.1 or '10%'")
         object.__setattr__(self, "share", share)
 
+# %% ../nbs/19_load.ipynb #0380ea08
 @dataclass(frozen=True)
 class People:
     "Forget these people, with all their images."
@@ -425,6 +434,7 @@ def _numbers(asked, what: str) -> list:
                              "people and classes are named by theirs, such as 7")
     return [int(v) for v in values]
 
+# %% ../nbs/19_load.ipynb #841aa8dc
 def _classes(request: Share, source: Source) -> list:
     "The labels from which a share is drawn. `ValueError` on one that does not exist."
     asked = [] if request.classes is None else _numbers(request.classes, "class")
@@ -433,6 +443,7 @@ def _classes(request: Share, source: Source) -> list:
         raise ValueError(f"class {min(bad)} does not exist: classes go from 0 to {everything[-1]}")
     return asked or list(source.forget_classes or everything)
 
+# %% ../nbs/19_load.ipynb #f8677897
 @with_ways()
 def _drawn(request: Share, source: Source, part, rng) -> tuple:  # positions in part: to forget, to leave out
     "A share of the people, or of the images, of a part of the training set. `ValueError` if it is none, or too many."
@@ -476,6 +487,7 @@ def _hold_out_people(ids, named, seed, val, subset) -> tuple:  # positions: held
     if subset is not None: kept = kept[whole_identities(ids[kept], subset, rng(2), first=named)]
     return held, kept
 
+# %% ../nbs/19_load.ipynb #10789b85
 def _divide_people(source: Source, request, seed, val, subset) -> Split:
     "Divide a data set by whose image is whose. `ValueError` if it does not know."
     train, named = source.train, _named(request, source)
@@ -494,6 +506,7 @@ SOURCES = {"digits": digits, "cifar10": cifar10, "cifar10n": cifar10n, "folder":
            "celeba": celeba, "writers": writers}
 OURS = "root, forget, seed, val and subset"  # what every data set takes
 
+# %% ../nbs/19_load.ipynb #bb54527e
 def options_of(dataset: str) -> dict:
     "The options of a data set's own, and what they are if nobody says."
     _, *own = inspect.signature(SOURCES[dataset]).parameters.values()
@@ -504,6 +517,7 @@ def takes_any(dataset: str) -> bool:
     return any(p.kind is p.VAR_KEYWORD
                for p in inspect.signature(SOURCES[dataset]).parameters.values())
 
+# %% ../nbs/19_load.ipynb #fb9b5271
 def refuse_option(dataset: str, name: str):
     "`ValueError`: the data set has no such option. It names those that it has, and the data sets that have this one."
     own, others = options_of(dataset), [d for d in SOURCES if name in options_of(d)]
@@ -527,6 +541,7 @@ def as_count(name: str, value) -> int:
     if number and value >= least: return int(value)
     raise ValueError(f"{name} is {value!r}: {remedy}")
 
+# %% ../nbs/19_load.ipynb #9d26c79d
 def _checked(dataset: str, options: dict) -> dict:
     "Options of a data set's own. `ValueError` on an unknown one, or one that is not what it should be."
     own = options_of(dataset)

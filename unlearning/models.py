@@ -178,6 +178,7 @@ def _inside(out):
     if isinstance(out, Mapping): return list(out.values())
     return list(out) if isinstance(out, (tuple, list)) else []
 
+# %% ../nbs/20_models.ipynb #70ddabba
 def find_logits(out) -> torch.Tensor:
     "The logits in what a network returned; `TypeError` names what came back."
     if isinstance(out, torch.Tensor): return out
@@ -262,6 +263,7 @@ def reset_modules(model: nn.Module):
             if callable(how := getattr(m, name, None)): how()
     for p, value in held.items(): p.copy_(value)
 
+# %% ../nbs/20_models.ipynb #f53098ee
 def own_tensor(name, t):
     return torch.empty_like(t, device="cpu") if t.is_meta else t.detach().cpu().clone()
 

@@ -81,6 +81,7 @@ def _in_words(history, retrain, column):
     before, after = history[column].iloc[[0, -1]]
     return f"{SAID[column]}: {before:.1f} → {after:.1f} ({retrain[column]:.1f})"
 
+# %% ../nbs/30_show.ipynb #3bf01bcf
 def plot_history(
     history: pd.DataFrame,  # a row for each phase, as `follow` gives it
     retrain: dict,          # `accuracies` of a retrained network

@@ -41,6 +41,7 @@ class Training:
     def __post_init__(self):
         if isinstance(self.augment, list): object.__setattr__(self, "augment", tuple(self.augment))
 
+# %% ../nbs/23_training.ipynb #a54fa8e6
 # The paper's CIFAR-10 training: 30 epochs and class weights (§4.3);
 # what it leaves open, as in its repository, sachit3022/unlearning.
 PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3,
@@ -101,6 +102,7 @@ def forward_type(
                          "on a CPU use 'bfloat16', 'float32' or 'auto'")
     return types[precision]
 
+# %% ../nbs/23_training.ipynb #1ee7df7d
 def settled(settings: Training, device) -> Training:
     "The settings with the name of a type in the place of \"auto\"."
     dtype = forward_type(settings.precision, torch.device(device))
@@ -121,6 +123,7 @@ def class_weights(
     left = counts > 0
     return torch.where(left, len(labels) / (int(left.sum()) * counts.float()), 0.)
 
+# %% ../nbs/23_training.ipynb #c516e59f
 def cross_entropy(settings: Training, images: Images, gone=()):
     "The ordinary loss of a training on `images`: a function of logits and their batch. `gone`: see `class_weights`."
     weight = None
@@ -145,6 +148,7 @@ def refuse_unreached(value, params):
                      "nothing: is everything frozen (requires_grad=False), "
                      "or does forward() detach its input?")
 
+# %% ../nbs/23_training.ipynb #6ec2605c
 class Stepper:
     "An optimizer, its schedule and its loss scale."
     def __init__(self, params, settings, per_epoch, total, dtype=torch.float32, device="cpu"):
@@ -196,6 +200,7 @@ def _state(model, stepper, rng) -> tuple:  # tensors by name, the rest as plain 
     return tensors, dict(groups=memory["param_groups"], schedule=stepper.schedule.state_dict(),
                          scaler=stepper.scaler.state_dict())
 
+# %% ../nbs/23_training.ipynb #5903f8f0
 def _restore(tensors, facts, model, stepper, rng):
     "Put a `_state` back."
     memory = {}
@@ -224,6 +229,7 @@ def _owner(model, settings, seed, images):
 
 def _bytes(t): return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
+# %% ../nbs/23_training.ipynb #5db76487
 def _resume(checkpoint, owner, epochs, *parts) -> list:
     "The history of the training whose checkpoint is there, which `parts` then go on from; [] if there is none."
     if checkpoint is None or (found := checkpoint.load(owner)) is None: return []
@@ -237,6 +243,7 @@ def _resume(checkpoint, owner, epochs, *parts) -> list:
         checkpoint.refuse(f"{checkpoint.path} is not a checkpoint ({type(e).__name__}: {e})")
         return []
 
+# %% ../nbs/23_training.ipynb #41edd1ae
 def _leave(checkpoint, owner, history, *parts):
     "Write a checkpoint, if it is time."
     if checkpoint is None or not checkpoint.due: return

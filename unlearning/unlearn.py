@@ -67,6 +67,7 @@ class ForgetLoss(Piece):
         raise NotImplementedError(f"{type(self).__name__} does not say "
                                   "what a forget batch is taught: define __call__")
 
+# %% ../nbs/31_unlearn.ipynb #f0743cee
 @dataclass(frozen=True)
 class RetainLoss(Piece):
     "What a retain batch is taught. This one: its labels, by the loss of the phase."
@@ -129,6 +130,7 @@ def stream(seed: int, role: str, count: int) -> int:
     if seed < 0: raise ValueError(f"seed is {seed}: pass 0 or more")
     return int(np.random.SeedSequence([seed, count, *role.encode(), 0x5EED]).generate_state(1)[0])
 
+# %% ../nbs/31_unlearn.ipynb #f7f75277
 @dataclass(frozen=True, kw_only=True)
 class Phase(Piece):
     "One stage of a recipe."
@@ -208,6 +210,7 @@ def refuse_optimizer(settings):
             raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: pass a number")
     make_schedule(make_optimizer([torch.zeros(1)], settings), settings, 1, 1)
 
+# %% ../nbs/31_unlearn.ipynb #98094c9d
 def refuse_erase(phase):
     "`ValueError` for an erase phase that could change nothing."
     if not isinstance(phase.forget, ForgetLoss):
@@ -236,6 +239,7 @@ def pairs(run: Run, phase: Erase):
         for forget in batches(run.split.forget, phase.batch(run.split), run.rng):
             yield forget, draw_retain(run, phase.retain_batch_size or len(forget.y))
 
+# %% ../nbs/31_unlearn.ipynb #6d8294cb
 def gradient(loss, params):
     "The gradient of a loss, a list of tensors. `FloatingPointError` if the loss is not finite."
     if not (torch.is_tensor(loss) and loss.numel() == 1):
@@ -264,6 +268,7 @@ def erase(run: Run, phase: Erase):
             stepper.step(lambda: before_step(run), scaled=False)
             after_step(run)
 
+# %% ../nbs/31_unlearn.ipynb #6fe97b27
 def before_step(run):
     for constraint in run.recipe.constraints: constraint.gradients(run)
 
@@ -449,6 +454,7 @@ def unlearn(
         look_back(run)
     return run.student
 
+# %% ../nbs/31_unlearn.ipynb #43911101
 def look_before(model, split, recipes, smallest=2, trained=True):
     "`check`, with the smallest batch on which these recipes (and `smallest`: others) train."
     refuse_half(model)
