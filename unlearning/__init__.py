@@ -25,6 +25,8 @@ ROOMS = dict(
     manifest="hand_over make_key make_manifest read_key",
     auto="auto",
     request="Request run_request")
+
+# %% ../nbs/99_front.ipynb #a9f732e9
 INNER = {"datasets.source": "project_root", "datasets.yours": "from_dataset",
          "methods.recipes": "RECIPES transfer", "metrics.accuracy": "accuracy",
          "metrics.forget_quality": "forget_quality statistic",

@@ -144,6 +144,7 @@ def _modules(function, found):
         with suppress(ImportError): found = found | {name: importlib.import_module(name)}
     return {name: m for name, m in found.items() if inspect.ismodule(m) and own(m)}
 
+# %% ../nbs/80_ensemble.ipynb #33750ec5
 def _cell(cell):
     try: return cell.cell_contents
     except ValueError: return None  # not filled yet
@@ -173,6 +174,7 @@ def _function(f, _seen):
         return dict(code=_compiled(f.__code__), defaults=defaults, uses=describe(_uses(f), seen))
     return _by_content(f, content, _seen)
 
+# %% ../nbs/80_ensemble.ipynb #85a7ac7f
 @describes(types.BuiltinFunctionType, np.ufunc)
 def _builtin(f, _seen): return f"{getattr(f, '__module__', None) or 'builtins'}.{f.__name__}"
 
@@ -213,6 +215,7 @@ def _generated(cls, name, member):
     if not inspect.isfunction(member): return True
     return Path(member.__code__.co_filename).name in ("<string>", "dataclasses.py", "reprlib.py")
 
+# %% ../nbs/80_ensemble.ipynb #ffa2ae9e
 @describes(type)
 def _class(cls, _seen):
     if cls.__module__.startswith("unlearning."): return cls.__qualname__
@@ -376,6 +379,7 @@ def _lock(file, path):
     except FileNotFoundError:  # its holder finished, and removed it, just before we got it
         return False
 
+# %% ../nbs/80_ensemble.ipynb #dcfd2990
 def _mark(store, name, run):
     "What a holder of this run writes as long as the checkpoint has not moved on."
     checkpoint = store.folder / f"{name}.checkpoint"
@@ -442,6 +446,7 @@ def _about_folder(e, store):
 class Unfit(ValueError):
     "The machine cannot do what is asked, so another task would fare no better: the run ends, and names it."
 
+# %% ../nbs/80_ensemble.ipynb #28c42adf
 def _make(make, task, store):
     "Compute a task and store it. Returns what became of it, and words about that: a summary and a traceback."
     start = time.perf_counter()
@@ -581,6 +586,7 @@ def _over_dask(client, settings):
     return Parallel(
         n_jobs=-1, backend=_Dask(client=client, wait_for_workers_timeout=3600), **settings)
 
+# %% ../nbs/80_ensemble.ipynb #1519c509
 @contextmanager
 def workers(jobs: int = -1, scheduler: str = ""):
     "A joblib `Parallel` over processes of this machine, or over the workers of a Dask scheduler."
@@ -604,6 +610,7 @@ def _arrived(store, task, seconds=60):
                   f"which is not in {store.folder} of this machine: "
                   "put the study into a folder that all machines share, under the same name")
 
+# %% ../nbs/80_ensemble.ipynb #e4863244
 def raise_errors(broken: dict):
     "`RuntimeError` that names every broken task, and shows the first traceback."
     if not broken: return
@@ -651,6 +658,7 @@ def _round(run: _Run, parallel):
         if left == len(run.todo):
             time.sleep(1)  # all that is left is somebody else's; perhaps that one dies
 
+# %% ../nbs/80_ensemble.ipynb #db089340
 def _missing(tasks, store):
     "Those that have no whole record. A process may have been killed between a record and the end of its checkpoint."
     missing = dict.fromkeys(t for t in tasks if not whole(store, t))

@@ -108,6 +108,7 @@ def _most_remembered(results, row) -> Interval:
     arrays = [on["forget"][k][1::2][:, at] for k in "ORUC"] + [on["test"][k][1::2] for k in "RC"]
     return memory_left(*arrays, exchangeable=False).memory
 
+# %% ../nbs/92_league.ipynb #5c8d2fb6
 def _memory(results, row, exchangeable) -> dict:
     none = dict.fromkeys((*SHARES, "memory_auc", "size", "tenth"), NONE) | dict(given="")
     if _lineages(results, row) < LEAST: return none | dict(word=_missing(results, row))
@@ -161,6 +162,7 @@ def idle(found) -> list:
         return found.memory[m] == found.memory["original"] and found.TA[m] == found.TA["original"]
     return [m for m in found.index if m not in BY_ITSELF and same(m)]
 
+# %% ../nbs/92_league.ipynb #0794cc94
 def _in_words(found) -> pd.DataFrame:
     table = {words: found[k].map(_cell) for k, words in SHOWN.items()}
     table[LEFT] = [word or cell for word, cell in zip(found.word, table[LEFT])]
@@ -197,6 +199,7 @@ def _sparing(found) -> list:
     rows = [m for m in _ranked(found) if m not in (*LAST, *idle(found))]
     return [m for m in rows if np.isfinite(found.memory[m].value) and found.TA[m].value >= -SPARES]
 
+# %% ../nbs/92_league.ipynb #432046d4
 def in_words(found: pd.DataFrame, results: Results) -> str:
     "What the table says, in sentences."
     best, *others = _sparing(found) or [None]
@@ -285,6 +288,7 @@ def _draw(ax, found, row, x, y, look, named):
     ax.errorbar(x, y, yerr, xerr, fmt=look, color=color, ecolor=ecolor, mfc="white",
                 zorder=3 if named else 2)
 
+# %% ../nbs/92_league.ipynb #47a5876d
 def _frame(ax, x):
     "Retrain's place, the axes' names, and room for names."
     for line in (ax.axhline, ax.axvline): line(0, color="black", lw=0.7, ls="--")

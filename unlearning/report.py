@@ -51,6 +51,7 @@ def _row(frame, retrained, chance) -> dict:
             "mean_gap_se": 0. if frame is retrained else chance,
             "time": 100 * frame.seconds.mean() / retrained.seconds.mean()}
 
+# %% ../nbs/90_report.ipynb #eb8853d7
 def _quality(results) -> pd.DataFrame:
     "Forget quality with a row for each method."
     columns = [(value, protocol) for value in ("F", "ceiling", "ceiling_sd", "total")
@@ -84,6 +85,7 @@ def title(results: Results, method: str) -> str:
 def _label(table, results):
     return table.rename(index=results.facts["titles"]).rename_axis(index=None, columns=origin(results))
 
+# %% ../nbs/90_report.ipynb #c19c98cf
 def _plus_minus(mean, sd, digits=1):
     return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if sd == sd else "")
 
@@ -106,6 +108,7 @@ def unlearned(results: Results) -> list:
     there = set(results.networks.method)
     return [m for m in results.facts["titles"] if m in there and m not in ("retrain", "original")]
 
+# %% ../nbs/90_report.ipynb #a843b123
 def chance_table(
     results: Results, draws: int = 1000,
     than: str = "",  # the row that the others are compared with; empty: the study's first method
@@ -131,6 +134,7 @@ def _beside_ceiling(f, ceiling, sd):
 def _or_dash(form, values, there):
     return [form.format(v) if t else "–" for v, t in zip(values, there)]
 
+# %% ../nbs/90_report.ipynb #86f6b21b
 # passes: of images, forward and backward, on any machine
 TIMES = (("passes [% of Retrain]", "{:.1f}", "passes"), ("seconds", "{:.3g}", "seconds"),
          ("time [% of Retrain]", "{:.1f}", "time"))
@@ -179,6 +183,7 @@ def _repairs(f) -> str:
     return (f" Repairs in {' and '.join(sorted(types))}."
             if types - {f["training"]["precision"]} else "")
 
+# %% ../nbs/90_report.ipynb #0ef76680
 def _beside_methods(f) -> str:
     controls = any(m.startswith(CONTROL) for m in f["beside"])
     control = " Controls: the same on retrained networks." if controls else ""
@@ -214,6 +219,7 @@ def protocol(results: Results) -> str:
             f"SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
             f"{_machine(f)}{_lost(results)}{_collapsed(results)}")
 
+# %% ../nbs/90_report.ipynb #03c3d5b9
 def _collapsed(results):
     rows = [title(results, m) for m in results.facts.get("collapsed", ())]
     if not rows: return ""
@@ -229,6 +235,7 @@ def as_text(results: Results) -> str:
         return (f"{wrong}Membership inference\n\n{mia_table(results)}\n\n"
                 f"Accuracy and forget quality\n\n{forget_table(results)}\n\n{protocol(results)}\n")
 
+# %% ../nbs/90_report.ipynb #1c727f29
 def save_report(results: Results, folder) -> Path:
     "Write networks.csv, quality.csv, summary.csv and tables.txt (the tables as plain text) to a folder."
     folder, long = Path(folder), {"networks": (results.networks, 4), "quality": (results.quality, 5)}
@@ -299,6 +306,7 @@ def _methods_below(ax, results, rows):
                   rotation_mode="anchor", fontsize=9)
     return signed(ax.figure, results)
 
+# %% ../nbs/90_report.ipynb #ec6d816e
 def plot_accuracy(results: Results):
     "RA, TA and UA by method, mean ± sd; lines: Retrain (the paper's Figures 5a and 6a)."
     s, (fig, ((ax,),)) = summary(results), panels()
@@ -404,6 +412,7 @@ def _dots(ax, s, columns):
                     elinewidth=0.8, ecolor="gray", **look)
         ax.axvline(s[column]["retrain"], color="black", lw=0.7, ls="--")
 
+# %% ../nbs/90_report.ipynb #32e21989
 def plot_wrong_labels(results: Results):
     "Wrong labels repeated, true ones said, and test accuracy, by method; mean ± sd over seeds; lines: Retrain."
     s = summary(results)
@@ -468,6 +477,7 @@ def paper_summary(dataset: str) -> pd.DataFrame:  # a row for each method: RA, T
     gaps = wide[list(PAPER_ATTACKS)].sub(wide.loc["retrain", list(PAPER_ATTACKS)]).abs()
     return wide.assign(mean_gap=gaps.mean(axis=1), F_paper=wide.f_score)
 
+# %% ../nbs/90_report.ipynb #14b4629f
 def beside_paper(results: Results, dataset: str) -> pd.DataFrame:
     "Our means beside the paper's, for the rows that both have."
     # F only as a pair of orders: it depends on K, 32 in the paper

@@ -152,6 +152,7 @@ def _check_type(value, declared, where):
     allowed = " or ".join(KINDS[k][1] for k in kinds)
     raise ValueError(f"{where} is {value!r}, a {type(value).__name__}: pass {allowed}")
 
+# %% ../nbs/81_study.ipynb #468339fb
 def check_types(settings, where=""):
     "`ValueError` names the first field, of a dataclass or of those inside it, whose value is not of its declared type."
     if isinstance(settings, (Split, type)): return
@@ -221,6 +222,7 @@ def asked(study) -> dict:
     recipes = {name: settled_recipe(recipe, study.device) for name, recipe in study.recipes.items()}
     return values | dict(network=network, plan=plan, training=training, recipes=recipes)
 
+# %% ../nbs/81_study.ipynb #50cc96ed
 def check_numbers(study):
     if study.seeds < 2:
         raise ValueError(f"seeds is {study.seeds}: "
@@ -308,6 +310,7 @@ def unlearning_tasks(study, name, recipe, starts) -> list:  # K tasks, in the or
     return [Task(name, k, {start.method: start.key, "recipe": settings}, cost)
             for k, start in enumerate(starts)]
 
+# %% ../nbs/81_study.ipynb #13d62ed0
 def network_tasks(study: Study) -> dict:  # name of the row: its tasks
     "The networks of a study: originals, K retrained, K for each recipe; controls and reference, where asked for."
     first, retrained = original_task(study), retrain_task(study)
@@ -358,6 +361,7 @@ def _write(split, store, path) -> bool:
             return True
     return False
 
+# %% ../nbs/81_study.ipynb #ece3745a
 def _remedy(split):
     pixels = sorted({str(p.source.path) for p in split.parts.values()
                      if not torch.is_tensor(p.source)})
@@ -510,6 +514,7 @@ def timed(work, device) -> tuple:  # what it gives; seconds of this process, or 
     if device != "cpu": torch.cuda.synchronize(device)
     return result, clock() - start
 
+# %% ../nbs/81_study.ipynb #4c974eaf
 @dataclass(frozen=True)
 class Given:
     "Makes the record of an original that its owner has trained: in the study's process, so that no weights travel."
@@ -519,6 +524,7 @@ class Given:
         model = with_tensors(self.model, own_tensor)
         return logits_of(model, self.split) | weights_of(self.model), {"seconds": float("nan")}
 
+# %% ../nbs/81_study.ipynb #6f847742
 def maker(study: Study, split_path, store, original) -> Maker:
     plan = (study.plan if study.original is None
             else Blueprint(skeleton(study.original), study.plan.sizes))
@@ -615,6 +621,7 @@ def common(environments: list) -> dict:
 def cross_entropy_of(values):  # −log p_y = log(1 + e^−s), s: logit-scaled confidence
     return np.logaddexp(0, -values)
 
+# %% ../nbs/81_study.ipynb #65e5c407
 @dataclass(frozen=True, eq=False)
 class Reduced:
     "What a report needs of one record."
@@ -662,6 +669,7 @@ def titles_beside(study) -> dict:
                 if study.control else {})
     return ({"reference": "Retrain, once more"} if study.reference else {}) | controls
 
+# %% ../nbs/81_study.ipynb #0ca3797f
 def facts_of(study, environments) -> dict:
     "What a table has to say about its study."
     split, asked = study.split, {k: getattr(study, k) for k in ("samples", "permutations", "device")}
@@ -864,6 +872,7 @@ def pack(
             archive.comment = listing(archive)
     return files
 
+# %% ../nbs/81_study.ipynb #3dc19a2e
 def listing(archive):  # or one flipped bit could hide a record
     return hash_of(archive.namelist()).encode()
 
@@ -873,6 +882,7 @@ def _there(path) -> bool:
     except OSError: raise
     except Exception: return False
 
+# %% ../nbs/81_study.ipynb #6b51d209
 def _unpacked(archive, name, store):
     "Put one record in its place. Returns None, or why it is damaged."
     path = store.folder / name
@@ -897,6 +907,7 @@ def _opened(file):
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as e:
         raise ValueError(f"{file} is damaged, or no file of `pack` ({e}): carry it again") from e
 
+# %% ../nbs/81_study.ipynb #f0fe8048
 def unpack(file, folder):
     "Put the records of a file of `pack` into a folder. Whole ones that are there stay. `ValueError` names the damaged."
     with _opened(file) as archive:
