@@ -61,6 +61,7 @@ def challenge_indices(root) -> np.ndarray:  # int64, 5,000
                          f"not {CHALLENGE['sha256'][:12]}…): delete it and run again")
     return np.load(path, allow_pickle=False)
 
+# %% ../../nbs/datasets/12_builtin.ipynb #b4e2e208
 def _get_challenge(path):
     try:
         with write_whole(path) as part:
@@ -116,6 +117,7 @@ def _read_human(folder, labels):
         raise ValueError(f"CIFAR-10N is not in {folder}: {_get_cifar10n(folder)}")
     return _published(path).get(CIFAR10N[labels], np.array(())), path
 
+# %% ../../nbs/datasets/12_builtin.ipynb #2debdfcc
 def human_labels(root, labels: str, n: int = 50_000) -> np.ndarray:  # int64, n
     "CIFAR-10N's labels, in the order of CIFAR-10's training images. `ValueError` on another file."
     if labels not in CIFAR10N:
@@ -141,6 +143,7 @@ def relabelled(source: Source, given, known: float = 1., seed: int = 0) -> Sourc
     wrong = np.flatnonzero(given != train.truth.numpy())
     return source._replace(train=train, forget=known_part(wrong, known, seed))
 
+# %% ../../nbs/datasets/12_builtin.ipynb #918a8615
 def cifar10n(
     root,
     labels: str = "random1",  # "aggre", "random1" or "worse"

@@ -64,6 +64,7 @@ def _grow_marks(p, trait, rng):
                                     size=rng.uniform(.2, .27))
     p.glasses = frame() if rng.random() < .22 else None
 
+# %% ../../nbs/datasets/15_faces.ipynb #60471fe1
 def _grow_hair(p, trait, rng):
     shares = [.27, .27, .18, .08, .12, .08] if p.tone < 3 else [.6, .25, .03, .04, .05, .03]
     p.hair_name = str(rng.choice(list(HAIRS), p=shares))
@@ -157,6 +158,7 @@ class Pen:
         self.draw.line(self.at(points, depth).ravel().tolist(),
                        self.ink(colour, alpha), width, "curve")
 
+# %% ../../nbs/datasets/15_faces.ipynb #000478d9
 def _band(x, upper, lower):
     "The region between two curves over the same x."
     return np.stack([np.r_[x, x[::-1]], np.r_[upper, lower[::-1]]], 1)
@@ -202,6 +204,7 @@ def _hair_side(p, y):
     wave, end = p.curl * 1.5 * np.sin(9 * y), .12 * np.clip((y - p.length) / .15 + 1, 0, 1) ** 2
     return p.width + p.volume * .8 + p.flare * (y + .2) + wave - end
 
+# %% ../../nbs/datasets/15_faces.ipynb #2578fe14
 def _hair_behind(pen, p, m):
     for side in SIDES if p.bald else ():
         pen.oval(side * (p.width - .05), -.12, .14 + p.volume * .2, .38, m.hair, depth=.2)
@@ -220,6 +223,7 @@ def _hairline(p):
     if p.fringe: return u, -.34 + .03 * np.cos(14 * u) + (low + .34) * away ** 8
     return u, p.hairline + (low - p.hairline) * away ** p.sweep
 
+# %% ../../nbs/datasets/15_faces.ipynb #a2ad15fb
 def _hair_front(pen, p, m):
     if p.bald: return
     u, line = _hairline(p)
@@ -252,6 +256,7 @@ def _eye(pen, p, m, side):
     if p.lashes > .45:
         pen.line([(x + side * p.eye, p.eye_y), (x + side * p.eye * 1.45, p.eye_y - .1)], .04, DARK)
 
+# %% ../../nbs/datasets/15_faces.ipynb #50432e97
 def _brow(pen, p, m, side):
     t = np.linspace(-1, 1, 11)
     y = p.eye_y - p.brow_y - m.brows - p.brow_arch * (1 - t ** 2) + .03 * t * side
@@ -269,6 +274,7 @@ def _nose(pen, p, m):
         pen.oval(side * p.nose * .5, p.nose_y + .045, .035, .025, p.skin * .55, .8, 1.4)
     pen.oval(-.02, p.nose_y - .04, .05, .035, (255, 255, 255), .25, 1.4)
 
+# %% ../../nbs/datasets/15_faces.ipynb #9c08f8e3
 def _mouth_line(p, m):
     "Where the lips meet, from corner to corner: a smile lifts the corners and widens the mouth."
     t = np.linspace(-1, 1, 13)
@@ -298,6 +304,7 @@ def _beard(pen, p, m):
         pen.fill(_band(.29 * t, middle - .06 * (1 - t ** 4), middle + .07 * (1 - t ** 4)),
                  m.hair * .85)
 
+# %% ../../nbs/datasets/15_faces.ipynb #11c9dd9c
 FRECKLES = ((0, 0), (.1, .06), (-.1, .05), (.04, .13), (-.05, -.07))
 
 def _marks(pen, p, m):
@@ -334,6 +341,7 @@ CELEBA_ATTRIBUTES = """5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Ey
     Receding_Hairline Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat
     Wearing_Lipstick Wearing_Necklace Wearing_Necktie Young""".split()
 
+# %% ../../nbs/datasets/15_faces.ipynb #6220fc9d
 def drawn_attributes(p, m) -> dict:
     "The attributes that a drawing decides, by CelebA's names: True or False."
     hair = {f"{name}_Hair": not m.gray and p.hair_name == name
@@ -359,12 +367,14 @@ def _lit(image, m, rng):
     grain = m.noise * rng.standard_normal(pixels.shape, np.float32)
     return Image.fromarray((pixels * light + grain).clip(0, 255).astype(np.uint8))
 
+# %% ../../nbs/datasets/15_faces.ipynb #2dfde730
 def _landmarks(pen, p, m):
     "Eyes, nose, corners of the mouth: 5 × 2."
     _, x, y = _mouth_line(p, m)
     eyes, mouth = [(-p.eye_gap, p.eye_y), (p.eye_gap, p.eye_y)], [(x[0], y[0]), (x[-1], y[-1])]
     return np.concatenate([pen.at(eyes), pen.at([(0, p.nose_y)], 1.4), pen.at(mouth)])
 
+# %% ../../nbs/datasets/15_faces.ipynb #099d46fe
 def draw_face(
     p,                            # of `draw_person`
     rng: np.random.Generator,
@@ -424,6 +434,7 @@ def _divide(cast, identities):
         if (partition[holders] > 0).all(): partition[holders.mode()[0]] = 0
     return partition
 
+# %% ../../nbs/datasets/15_faces.ipynb #99b62a0c
 def _check_sizes(images, identities):
     if identities < 10:
         raise ValueError(f"{identities} identities cannot be divided into train, valid and test: "
@@ -508,6 +519,7 @@ def _check_claim(root, found, wanted):
         raise ValueError(f"{root} holds rendered faces with {other}, but {asked} was asked for: "
                          "choose another folder, or delete this one")
 
+# %% ../../nbs/datasets/15_faces.ipynb #f762be61
 def _check_folder(root, wanted) -> bool:
     "Whether `root` is finished. `ValueError` if it holds anything but these very faces, finished or not."
     for name in ("rendered.json", "rendering.json"):

@@ -73,6 +73,7 @@ class Part(NamedTuple):
     targets: list   # numbers of their classes
     left: Counter   # what was left out
 
+# %% ../../nbs/datasets/13_folder.ipynb #ce6b973e
 def list_part(folder: Path) -> Part:
     "train/ or test/. `ValueError` names a class without images."
     left = Counter(("hidden", p.name) for p in folder.iterdir() if hidden(p.name))
@@ -136,6 +137,7 @@ def tell(folder, part: Part, looks):
     if frames: words.append(f"{frames} images have several frames, of which the first is taken")
     if words: warnings.warn(f"{folder}: {'; '.join(words)}", stacklevel=3)
 
+# %% ../../nbs/datasets/13_folder.ipynb #69cffa3e
 def _check_options(size, channels):
     if channels not in (None, 1, 3):
         raise ValueError(f"channels is {channels!r}: use 1 (grey) or 3 (colours)")

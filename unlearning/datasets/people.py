@@ -64,6 +64,7 @@ ATTRIBUTES, IDENTITIES, PARTITIONS = (
 
 def _refuse(what): raise ValueError(f"{what}: {GET_CELEBA}")
 
+# %% ../../nbs/datasets/14_people.ipynb #70add31f
 def _table(path, **form) -> pd.DataFrame:  # indexed by the name of the image
     "One of CelebA's text files. `ValueError` if it is missing or damaged."
     if not path.is_file(): _refuse(f"{path} is missing")

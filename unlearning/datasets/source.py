@@ -106,6 +106,7 @@ def sample(path, size: int) -> bytes:
         return b"".join(os.pread(f.fileno(), PIECE, at)
                         for at in (0, (size - PIECE) // 2, size - PIECE))
 
+# %% ../../nbs/datasets/11_source.ipynb #205287e1
 def _name_of(paths, size, channels=3) -> str:
     "A name that belongs to the content of these image files, at this size. `ValueError` names one that is missing."
     digest = hashlib.blake2b(f"upright, square, bilinear, {channels}".encode(), digest_size=8)
@@ -145,6 +146,7 @@ def _cut_to_whole(f, header, image) -> int:  # images that it holds
     if not whole: f.write(header)
     return whole
 
+# %% ../../nbs/datasets/11_source.ipynb #0df93fb2
 def _append_images(paths, part, shape, size):
     "Decode what `part` does not hold yet."
     read = lambda some: stack([decode(path, size, shape[1]) for path in some], shape)
