@@ -27,6 +27,7 @@ def fgsm(
     pixels = images.pixels(x.detach()) + bound * slope.sign()
     return images.normalize(pixels.clamp(0, 1))
 
+# %% ../../nbs/methods/42_boundary.ipynb #3dea2949
 def nearest_other_class(model, images, x, y, bound):
     "The class, other than its own, that `model` gives each image after the attack. int64."
     attacked = fgsm(model, images, x, y, bound)

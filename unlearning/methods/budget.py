@@ -129,6 +129,7 @@ def within_finetune(b, lr=1., batch=0.5):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: finetune(repair=repair(n)))
 
+# %% ../../nbs/methods/68_budget.ipynb #3ce5ba21
 @_named
 def within_random_labels(b, lr=1., batch=0.5, erase_lr=0.005, passes=1):
     repair = _repair(b, lr, batch)
@@ -238,6 +239,7 @@ def within_salun(b, lr=0.5, batch=0.5, erase_lr=0.013, share=0.5, epochs=2):
     return b.spend(lambda n: salun(
         share=share, epochs=epochs, erase=erase, repair=repair(n / epochs)))
 
+# %% ../../nbs/methods/68_budget.ipynb #c378a2c1
 @_named
 def within_neggrad_plus(b, erase_lr=0.01, alpha=0.95):
     return b.spend(lambda n: neggrad_plus(alpha=alpha, erase=_erase(b, erase_lr, n)), whole=True)
@@ -248,6 +250,7 @@ def within_bad_teacher(b, erase_lr=1e-4, temperature=1.):
     return b.spend(
         lambda n: bad_teacher(temperature=temperature, erase=erase | dict(passes=n)), whole=True)
 
+# %% ../../nbs/methods/68_budget.ipynb #84e6e5c5
 @_named
 def within_amun(b, lr=0.5, batch=0.5, steps=2, radii=3):
     "Few steps of the attack, from a wide radius on: each step is more than an image pass for every forget image."
@@ -271,6 +274,7 @@ def within_dual_salun(b, lr=0.1, batch=0.5, erase_lr=1e-4, share=0.5, epochs=2):
     fixed = dict(share=share, epochs=epochs, forget=forget, retain=retain)
     return b.spend(lambda n: dual_salun(repair=repair(n / epochs), **fixed))
 
+# %% ../../nbs/methods/68_budget.ipynb #fdffc00b
 @_named
 def within_sfron(b, erase_lr=0.01, alpha=25., retain_steps=5):
     fixed = dict(alpha=alpha, retain_steps=retain_steps, looked=len(b.split.forget))

@@ -45,6 +45,7 @@ def hybrids(soft: Recipe, surgery: Recipe, pruning: Recipe) -> dict:  # by name
                           source="erase and repair of its first part")
             for name, recipe in made.items()}
 
+# %% ../../nbs/methods/69_recipes.ipynb #c12538bf
 def collection(source, *recipes) -> dict:  # by name
     "Recipes and the hybrids of the three techniques among them; `source`: of their settings, None: as they say."
     by_name = {r.name: replace(r, source=source or r.source) for r in recipes}
@@ -123,6 +124,7 @@ def in_proportion(repair: Training, training: Training, tuned_for: Training) -> 
     return replace(training, epochs=epochs, lr=training.lr * repair.lr / tuned_for.lr,
                    batch_size=max(8, batch))
 
+# %% ../../nbs/methods/69_recipes.ipynb #1f1c0996
 def transfer(
     recipes: dict,                    # by name
     training: Training,               # of the network that is to unlearn

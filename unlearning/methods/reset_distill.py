@@ -24,6 +24,7 @@ def ends(model) -> dict:  # by name
         raise ValueError(f"the network has no {what} that may be trained: ResetEnds needs one")
     return dict([of(nn.Conv2d, "convolution")[0], of(nn.Linear, "linear layer")[-1]])
 
+# %% ../../nbs/methods/58_reset_distill.ipynb #18cbf29d
 @dataclass(frozen=True, kw_only=True)
 class ResetEnds(Edit):
     "Draw the first convolution and the last linear layer anew, as torch draws them."
@@ -47,6 +48,7 @@ class HoldOut(Piece):
         order, n = torch.randperm(len(run.split.retain), generator=rng), self.size(run.split)
         run.memory[self] = {"held out": order[:n], "the rest": order[n:]}
 
+# %% ../../nbs/methods/58_reset_distill.ipynb #67d7d99c
 @dataclass(frozen=True, kw_only=True)
 class PartRepair(Repair):
     "A repair on the images that were held out, or on the rest."

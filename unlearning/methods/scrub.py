@@ -33,6 +33,7 @@ class AwayFromTeacher(ForgetLoss):
         with torch.no_grad(): teacher = outputs(run.original, forget.x)
         return -distillation(outputs(run.student, forget.x), teacher, self.temperature)
 
+# %% ../../nbs/methods/43_scrub.ipynb #01b19836
 @dataclass(frozen=True)
 class TowardsTeacher(RetainLoss):
     "Towards the original's output, and the labels."

@@ -34,6 +34,7 @@ def clipped(gradient, max_norm: float):
     norm = dot(gradient, gradient).sqrt().item()
     return [g * (max_norm / norm) for g in gradient] if norm > max_norm else gradient
 
+# %% ../../nbs/methods/61_sfron.ipynb #18888262
 @dataclass(frozen=True)
 class SalientThenRetain(Descend):
     "A step along forget's gradient where forget matters more than retain, then some along retain's."

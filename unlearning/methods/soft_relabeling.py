@@ -26,6 +26,7 @@ def soft_targets(
     weights = (-distances / temperature).softmax(1)
     return weights @ F.one_hot(retain_labels, forget_outputs.shape[1]).to(weights)
 
+# %% ../../nbs/methods/44_soft_relabeling.ipynb #666bbe56
 @dataclass(frozen=True)
 class SoftRelabel(ForgetLoss):
     "Cross-entropy with the soft label."

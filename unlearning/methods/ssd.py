@@ -42,6 +42,7 @@ def sample(images: Images, n, rng):
     return (images if n is None or n >= len(images)
             else images[torch.randperm(len(images), generator=rng)[:n]])
 
+# %% ../../nbs/methods/54_ssd.ipynb #cb6d9978
 @dataclass(frozen=True, kw_only=True)
 class Dampen(Edit):
     "Shrink the weights that matter far more to forget than to train."

@@ -24,6 +24,7 @@ def kernels(model) -> dict:  # name of the layer: its weight
         raise ValueError(f"the kernels of {odd[0]} are {size}: only square ones can be transposed")
     return found
 
+# %% ../../nbs/methods/57_transpose.ipynb #da0080ad
 @dataclass(frozen=True, kw_only=True)
 class Transpose(Edit):
     "Swap height and width of every kernel."

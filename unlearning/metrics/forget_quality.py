@@ -110,6 +110,7 @@ def _families(attacks):
     known = ", ".join(ATTACKS)
     raise ValueError(f"attacks are {names}: expected at least one, all of them among {known}")
 
+# %% ../../nbs/metrics/72_forget_quality.ipynb #090c042a
 def epsilons(
     unlearned,              # (K_U, n): `statistic` of each unlearned network for each forgotten image
     retrained,              # (K_R, n): the same under the retrained networks

@@ -35,6 +35,7 @@ def _m_entropy(log_p, log_not_p, y):
     wrong[rows, y] = 0
     return np.exp(log_not_p[rows, y]) * -log_p[rows, y] + wrong.sum(axis=1)
 
+# %% ../../nbs/metrics/71_membership_inference.ipynb #c6cf1e5f
 def mia_features(
     logits,       # (n, classes)
     labels=None,  # (n,) integers; None: unknown
@@ -56,6 +57,7 @@ def _entry(x, rows):
     widest = int(variance.argmax())
     return -variance[widest] * len(rows), int(rows[0]), widest, rows  # rows[0] settles ties
 
+# %% ../../nbs/metrics/71_membership_inference.ipynb #be8c94df
 def _cells(x, most):
     "Number of each row's cell, at most `most` of them: the cell of greatest scatter is halved first."
     heap = [_entry(x, np.arange(len(x)))]

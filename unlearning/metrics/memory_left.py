@@ -184,6 +184,7 @@ class MemoryLeft:
         return (f"{self.word or shares + ' percent'}; "
                 f"of {self.remembered} points of {self.by}{given}")
 
+# %% ../../nbs/metrics/74_memory_left.ipynb #632b30dd
 def _given(O, R):
     return " and ".join(name for name, x in (("one original", O), ("one retrained network", R))
                         if len(x) == 1)

@@ -53,6 +53,7 @@ class ULira:
         return (f"{self.accuracy:.1f} % right, {self.tpr_1:.2f} % found at 1 % FPR, "
                 f"{self.tpr_01:.2f} % at 0.1 %")
 
+# %% ../../nbs/metrics/75_ulira.ipynb #ecf79c5f
 def _checked(first, second, names, least):
     "Both as float64 (K, n) of the same images."
     a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
