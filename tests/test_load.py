@@ -1,4 +1,5 @@
 """Every way to say what to forget, splits to tune on, and wrong labels."""
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -241,3 +242,21 @@ def test_a_list_of_true_labels_adds_to_what_is_known(letters, tmp_path):
     assert with_truth(known, path).train.truth.tolist() == [1, 0, 1, 0, 1, 0, 1, 0]
     path.write_text('path,true\na/0.png,a\n')
     with pytest.raises(ValueError, match='the true label is the one that was given, a'): with_truth(known, path)
+
+
+@pytest.mark.parametrize('name, text', [('gone.txt', '3\n'), ('gone.txt', '003\n'), ('gone.csv', '3\n'), ('gone.json', '["3"]')])
+def test_a_number_that_may_be_a_file_is_not_guessed(letters, tmp_path, name, text):
+    """Of a folder a/0.png … b/3.png."""
+    (path := tmp_path/name).write_text(text)
+    with pytest.raises(ValueError, match="which may be a position, or the image '.*3.png': write paths"): load_split(letters, forget=path)
+
+
+@pytest.mark.parametrize('name, text', [('gone.csv', 'index\n3\n'), ('gone.csv', 'position,why\n3,x\n'), ('gone.json', '[3]'), ('gone.txt', '7\n'), ('gone.csv', '7\n')])
+def test_a_number_that_is_a_position_by_its_form(letters, tmp_path, name, text):
+    (path := tmp_path/name).write_text(text)
+    assert load_split(letters, forget=path).forget.indices.tolist() == [int(re.search(r'\d', text)[0])]
+
+
+def test_a_column_of_files_names_files(letters, tmp_path):
+    (path := tmp_path/'gone.csv').write_text('filename\n3\n')
+    with pytest.raises(ValueError, match="names '3', which is not an image under train/"): load_split(letters, forget=path)
