@@ -113,7 +113,7 @@ CONTENTS = {'state': lambda net: net.state_dict(), 'module.': renamed('module.')
             'model': lambda net: {'model': renamed('module.')(net), 'optimizer': torch.optim.Adam(net.parameters()).state_dict(), 'args': {'lr': 0.1}},
             'model_state_dict': lambda net: {'model_state_dict': net.state_dict(), 'loss': torch.tensor(1.)}, 'net': lambda net: {'net': net.state_dict(), 'acc': 93.8},
             'network': lambda net: {'network': {'state_dict': net.state_dict()}}, 'ema': lambda net: {'ema': net.state_dict(), 'step': 7},
-            'model before ema': lambda net: {'ema': {k: 0 * v for k, v in net.state_dict().items()}, 'model': net.state_dict()},
+            'ema as well, the same': lambda net: {'ema': net.state_dict(), 'model': net.state_dict()},
             'own word': lambda net: {'generator': net.state_dict(), 'optimizer': {'state': {}, 'param_groups': []}}, 'averaged': averaged}
 
 
@@ -260,3 +260,26 @@ def test_exported_networks_are_served_without_the_library(tmp_path):
 def test_export_refuses_what_is_no_classifier(tmp_path):
     with pytest.raises(ValueError, match='flatten it'): export(nn.Conv2d(3, 10, 16), tmp_path/'model.pt2', X)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('names', [('model', 'ema'), ('state_dict', 'state_dict_ema'), ('model', 'teacher')])
+@pytest.mark.parametrize('prefix', ['', 'module.'])
+def test_two_sets_of_weights_are_not_chosen_from(names, prefix, tmp_path):
+    own = small().state_dict()
+    torch.save(dict(zip(names, (own, {prefix + k: v + 1 for k, v in own.items()}))), path := tmp_path/'two.pt')
+    net, before = small(1), small(1).state_dict()
+    with pytest.raises(ValueError, match=f"two.pt holds the weights of a network twice, under '{names[0]}' and '{names[1]}'"): load_weights(net, path)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+def test_two_networks_in_a_file_are_no_twins(tmp_path):
+    own = small().state_dict()
+    torch.save({'model': own, 'head': {'weight': torch.zeros(2)}}, path := tmp_path/'two.pt')
+    assert torch.equal(load_weights(small(1), path)[0].weight, small()[0].weight)
+
+
+def test_a_name_that_all_have_in_common_falls_away(tmp_path):
+    """As Lightning writes them."""
+    own = small().state_dict()
+    torch.save({'state_dict': {f'model.{k}': v for k, v in own.items()}}, path := tmp_path/'lightning.ckpt')
+    assert all(torch.equal(v, own[k]) for k, v in load_weights(small(1), path).state_dict().items())
