@@ -216,6 +216,12 @@ def test_image_of_another_shape_is_refused(made):
         with pytest.raises(ValueError, match='image=, or name='): find(made, KEY, **what)
 
 
+@pytest.mark.parametrize('change', [{}, dict(key=None), dict(request=None), dict(items=None), dict(items=[1]), dict(items=[{}]), dict(shape=3), None])
+def test_a_malformed_manifest_is_none(made, change):
+    found = None if change is None else made | change if change else {}
+    with pytest.raises(ValueError, match='no manifest'): find(found, KEY, name='cat/00.png')
+
+
 def test_big_sets():
     x = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     x[-100:] = x[:100]

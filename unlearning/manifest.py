@@ -141,7 +141,16 @@ def _sought(manifest, key, image, name, part) -> tuple:  # a field of items; the
                          "decode it as the data set was (its size, its channels)")
     return "content", {_content(key, request, image)}
 
-def _refuse_other_key(manifest, key):
+def _is_manifest(found) -> bool:
+    if not isinstance(found, dict): return False
+    said = [found.get(name) for name in ("key", "request")], [found.get(name) for name in ("shape", "items")]
+    if not (all(isinstance(x, str) for x in said[0]) and all(isinstance(x, list) for x in said[1])): return False
+    return all(isinstance(i, dict) and {"content", "name"} <= i.keys() for i in found["items"])
+
+def _refuse_other(manifest, key):
+    "`ValueError`: no manifest, or another key's."
+    if not _is_manifest(manifest):
+        raise ValueError("this is no manifest: it has to have key, request, shape and items, as `make_manifest` writes them")
     if key_id(key) == manifest["key"]: return
     raise ValueError(f"the manifest was made with the key {manifest['key']}, and this is {key_id(key)}: "
                      "find the other, nothing else can read it")
@@ -153,9 +162,9 @@ def find(
     name=None,     # or else: a path, or a position
     part="train",  # the set in which the name is meant; or "test", "val" (by position)
 ) -> list:         # items; empty: it was not removed, nor is it a copy of what was
-    "What a manifest says of an image. `ValueError`: it is another key's, or of images of another shape."
+    "What a manifest says of an image. `ValueError`: it is none, another key's, or of images of another shape."
     if (image is None) == (name is None): raise ValueError("which image is meant? Pass image=, or name=")
-    _refuse_other_key(manifest, key)
+    _refuse_other(manifest, key)
     field, hashes = _sought(manifest, key, image, name, part)
     return [item for item in manifest["items"] if item[field] in hashes]
 
@@ -386,7 +395,7 @@ def listed(
 ) -> int:
     "How many of the images an earlier request named for removal. `ValueError`: another key, or not as it was handed over."
     manifest, said = (_read_report(earlier.folder, name) for name in ("manifest.json", "report.json"))
-    _refuse_other_key(manifest, key)
+    _refuse_other(manifest, key)
     if said.get("said", {}).get("wrong_labels"): return 0
     gone, parts = {item["content"] for item in manifest["items"]}, in_parts(torch.arange(len(images)), images.shape)
     hashes = (_content(key, manifest["request"], x) for at in parts for x in images.take(at.to(images.device)).cpu())
