@@ -1,13 +1,16 @@
 """A deletion request: what is refused before the work, what is handed over, and what it says."""
+import functools
 import json
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,12 +22,13 @@ from unlearning.manifest import differences, find, make_key, predecessor, weight
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
 from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example, of_people,
-                                page, people_named, refer, report, run, run_request, set_apart, source_of, weigh)
+                                page, paired, people_named, refer, report, run, run_request, set_apart, source_of, weigh,
+                                weigh_earlier)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
 from unlearning.training import Training, fit, logits
 from unlearning.models import copy_network, create_model
-from unlearning.unlearn import RetainCollapse
+from unlearning.unlearn import RetainCollapse, unlearn
 from unlearning.weights import load_weights, save_weights
 
 
@@ -313,9 +317,9 @@ def test_of_people_test_is_no_measure_and_comparable_images_are(given, source, t
 @pytest.mark.parametrize('word', (FOUND, NONE, UNDECIDABLE))
 @pytest.mark.parametrize('whole', (True, False))
 def test_images_of_the_same_people_never_show_that_nothing_is_left(word, whole, monkeypatch):
-    monkeypatch.setattr('unlearning.request.verdict', lambda e: Verdict(word, 'Why.'))
+    monkeypatch.setattr('unlearning.request.verdict', lambda e, names: Verdict(word, 'Why.'))
     monkeypatch.setattr('unlearning.request.whole_people', lambda split: whole)
-    v = judged(SimpleNamespace(split=None, comparable=[]), None)
+    v = judged(SimpleNamespace(split=SimpleNamespace(classes=[]), comparable=[]), None)
     if whole and word != FOUND: assert v.word == UNDECIDABLE and v.sentence == f'{KNOWN} why.'
     else: assert v == Verdict(word, 'Why.')
 
@@ -352,13 +356,14 @@ def test_references_that_were_trained_on_what_must_go(asked, given, source, trai
 @pytest.mark.parametrize('of_test, low, high, comes', [
     (NONE, 5, 35, FOUND), (UNDECIDABLE, 5, 35, FOUND), (UNDECIDABLE, -5, 45, NONE), (UNDECIDABLE, -80, 120, UNDECIDABLE), (FOUND, -5, 45, FOUND)])
 def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch, of_test, low, high, comes):
-    r, none = asked(references=4, train=lambda keep, seed: None), Interval(*[float('nan')] * 3)
+    r = asked(references=4, train=lambda keep, seed: None)
     for step in (look, limits, choose, run, weigh): step(r)
     r.verdict = Verdict(of_test, 'So test images say.')
     r.facts['verdict'] = dict(word=of_test, sentence='So test images say.')
-    found = SimpleNamespace(memory=Interval(20., low, high), mark=none, distance=Interval(0., -9., 9.), word='')
-    monkeypatch.setattr(request, '_by_owner', lambda *args: 4 * [None])
-    monkeypatch.setattr(request, '_beside', lambda *args: (found, 60.))
+    found = dict(memory=[20., low, high], mark=[None] * 3, distance=[0., -9., 9.], word='', doubt='')
+    rights = dict(before=90., after=60., retrained=60., unseen=70., retrained_unseen=69.)
+    for name, gives in dict(_by_owner=[], _pairs=4 * ['lineage'], _rights_of=rights, _compared=found).items():
+        monkeypatch.setattr(request, name, lambda *args, gives=gives: gives)
     refer(r, tmp_path)
     said = report(r)['verdict']
     assert said['word'] == (comes if comes == of_test else comes.replace(' n images', ' 90 images'))
@@ -487,6 +492,107 @@ def test_each_control_starts_from_a_retrained_network_of_its_own(asked, training
     assert found.networks == 4
     monkeypatch.setattr(request, 'run_study', lambda study: SimpleNamespace(answers={'retrain': SimpleNamespace(seeds=[0, 1, 3])}))
     assert len(request._by_training(r, tmp_path, 1)) == 3  # one has diverged
+
+
+@pytest.fixture
+def compared(asked):
+    """A request with as many references as asked for, here copies of the network in production, before it is compared."""
+    def answer(references=4, **more):
+        r = asked(references=references, train=lambda keep, seed: None, **more)
+        for step in (look, limits, choose, run, weigh): step(r)
+        return r
+    return answer
+
+
+def test_networks_that_have_learned_less_are_no_references(compared, training, tmp_path):
+    r = compared()
+    r.train, r.training, before = None, replace(training, epochs=0.1), r.verdict
+    facts = refer(r, tmp_path, jobs=1)
+    assert 'these are no references' in facts.word and facts.memory == [None] * 3 and r.verdict.word == before.word
+    assert 'these are no references' in page(r, report(r)) and facts.right['retrained_unseen'] < 0.8 * facts.right['unseen']
+
+
+@pytest.mark.parametrize('references, few', [(5, False), (4, True)])
+def test_a_lineage_that_diverges_is_left_out(compared, tmp_path, monkeypatch, references, few):
+    r, done = compared(references), []
+    before = r.verdict.word
+    def unlearned(net, split, recipe, seed):
+        done.append(seed)
+        if len(done) == 3: raise FloatingPointError('the loss is nan')
+        return unlearn(net, split, recipe, seed)
+    monkeypatch.setattr(request, 'unlearn', unlearned)
+    monkeypatch.setattr(request, '_by_owner', lambda *args: [copy_network(r.model) for _ in range(references)])
+    with warnings.catch_warnings(action='ignore', category=UserWarning): facts = refer(r, tmp_path)  # they know the images
+    assert facts.networks == references - 1 and ('1 of 4 diverged' in facts.word) == few
+    assert not few or (r.verdict.word == before and '1 of 4 diverged' in page(r, report(r)))
+
+
+def test_images_of_another_kind_show_no_trace_of_an_earlier_request(asked, source):
+    other = replace(source.test, source=255 - source.test.images[:120], rows=None, labels=source.test.labels[:120],
+                    indices=torch.arange(120))
+    r = asked(earlier=other)
+    for step in (look, limits, choose, run, weigh): step(r)
+    r.facts['limits']['unlike'] = True
+    assert weigh_earlier(r) == UNDECIDABLE
+
+
+def test_a_class_without_test_images_has_no_accuracy(given, source, training, key, tmp_path):
+    test = source.test[(source.test.labels != 3).nonzero()[:, 0]]
+    split = make_split(source.train, test, source.train.labels.ne(3).nonzero()[:60, 0].tolist(), source.classes)
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    r = Request(net, split, training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50.)
+    answer = run_request(r, tmp_path / 'answer', key)
+    of = {row['class']: row for row in json.loads((answer / 'report.json').read_text())['utility']}
+    assert of['3'] == {'class': '3', 'test': 0, 'before': None, 'after': None} and of['all']['before'] > 20
+
+
+def test_a_class_that_nothing_is_compared_with_is_called_by_its_name(given, source, training):
+    test = source.test[(source.test.labels != 3).nonzero()[:, 0]]
+    split = make_split(source.train, test, range(0, 900, 10), [f'digit {c}' for c in source.classes])
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    r = Request(net, split, training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50.)
+    for step in (look, limits, choose, run): step(r)
+    assert f'{int((split.forget.labels == 3).sum())} of class digit 3' in weigh(r).sentence
+
+
+def test_no_changed_answer_does_not_make_accuracy_exact():
+    right = np.arange(80) < 60
+    lost = paired(right, right)
+    assert lost.value == 0 and lost.low == pytest.approx(-2.39, abs=0.01) and lost.high == -lost.low
+    worse = paired(right, right & (np.arange(80) > 5))
+    assert worse.value == 7.5 and 0 < worse.low < 7.5 < worse.high
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_the_interval_of_lost_accuracy_holds_the_truth(seed):
+    """Of a thousand pairs of 80 images each, one in ten of which is lost and one in twenty won: at least 93 %."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.choice(3, (1000, 80), p=[0.1, 0.05, 0.85])
+    held = [i.low <= 5 <= i.high for i in (paired(k != 1, k != 0) for k in kinds)]
+    assert np.mean(held) > 0.93
+
+
+@pytest.mark.parametrize('more, match', [(dict(id='references'), 'folder of retrained networks'), (dict(id='a/b'), 'without /')])
+def test_names_of_requests(asked, more, match):
+    with pytest.raises(ValueError, match=match): asked(**more)
+
+
+def test_test_images_that_were_trained_on_are_none(given, source, training):
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    split = make_split(source.train, source.train[:300], range(30), source.classes)
+    with pytest.raises(ValueError, match='of 300 test images 300 are in train, too: 40 at least'): Request(net, split, training, 'finetune')
+    floats = replace(source.test, source=source.test.images.float() / 255, rows=None)
+    with pytest.raises(ValueError, match='give both as bytes'):
+        Request(net, make_split(source.train, floats, range(30), source.classes), training, 'finetune')
+    whole = load_split(source, forget=Path(given['forget']))
+    with pytest.raises(ValueError, match='in the half that chooses the recipe'):
+        Request(net, whole, training, 'finetune', comparable=halves(whole.test)[0])
+
+
+def test_any_callable_may_train(compared):
+    r = compared()
+    r.train = functools.partial(make_example, n=3)
+    assert report(r)['said']['train'] == 'unlearning.request:make_example'
 
 
 def test_what_the_last_request_named_is_not_taught_again(asked, given, source, training, tmp_path):

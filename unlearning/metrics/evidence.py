@@ -406,19 +406,20 @@ def _few(e):
             f"What would help: more images to judge together, more unseen ones, or {REFERENCES}.")
 
 # %% ../../nbs/metrics/78_evidence.ipynb #d5602d46
-def _not_judged(e):
-    out = ", ".join(f"{k} of class {c}" for c, k in e.after.left_out.items())
+def _not_judged(e, names):
+    out = ", ".join(f"{k} of class {names[c] if names else c}" for c, k in e.after.left_out.items())
     return f" Not judged, for want of an unseen image of the same class: {out}." if out else ""
 
 def verdict(
     e:Evidence,  # from `evidence`
+    names=None,  # of the classes, for the sentence
 )->Verdict:
     "One of three words, and a sentence that says why."
     if unlike := _unlike(e): word, why = UNDECIDABLE, unlike
     elif e.after.p < LEVEL: word, why = FOUND, _found(e)
     elif cannot := _nothing(e) or _few(e): word, why = UNDECIDABLE, cannot
     else: word, why = NONE, _none(e)
-    return Verdict(word, why[0].upper() + why[1:] + _not_judged(e))
+    return Verdict(word, why[0].upper() + why[1:] + _not_judged(e, names))
 
 # %% ../../nbs/metrics/78_evidence.ipynb #af1134d9
 def _halves(y, rng):
