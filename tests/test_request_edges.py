@@ -47,3 +47,38 @@ def test_an_image_of_a_subset_is_named_by_its_file(photos):
     half(photos / 'train' / 'dog' / '2.png')
     data = ImageFolder(photos / 'train')
     with pytest.raises(ValueError, match=r'item 1 of 3, .*dog/2.png, cannot be read'): from_dataset(Subset(Subset(data, [7, 6, 0, 1]), [2, 1, 3]), data)
+
+
+# Paths in a list
+
+WAYS_IN = {
+    'below train': lambda photos: 'cat/1.png',
+    'with train/': lambda photos: 'train/cat/1.png',
+    'absolute': lambda photos: str(photos / 'train/cat/1.png'),
+    'as find prints it': lambda photos: os.path.relpath(photos / 'train/cat/1.png'),
+    'through a link': lambda photos: str(photos.parent / 'link/train/cat/1.png'),
+}
+
+
+@pytest.mark.parametrize('kind', ('request', 'folder'))
+@pytest.mark.parametrize('way', WAYS_IN)
+def test_a_list_names_an_image_as_in_the_folder_source(photos, way, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('link').symlink_to(photos)
+    Path('gone.txt').write_text(f'{WAYS_IN[way](photos)}\n')
+    data = dict(dataset=asked(Path('photos'))) if kind == 'request' else dict(dataset='folder', root=photos)
+    if way != 'as find prints it': monkeypatch.chdir(tmp_path / 'link')  # elsewhere than at reading
+    assert load_split(**data, forget=tmp_path / 'gone.txt').forget.indices.tolist() == [1]
+
+
+@pytest.mark.parametrize('written, says', [
+    ('../../etc/passwd', "line 1, names '../../etc/passwd', which leads out of train/"), ('cat/../../test/cat/1.png', 'which leads out of train/'),
+    ('/etc/passwd', 'the file lies outside of .*photos/train'), ('{}/others/train/cat/1.png', 'the file lies outside of .*photos/train'),
+    ('{}/photos/test/cat/1.png', 'test images are never trained on'), ('{}/photos/train/cat/9.png', "write paths like 'cat/0.png'"),
+    ('{}/photos/train/cat/notes.txt', 'not one of the images that were read')])
+def test_a_list_that_leads_elsewhere(photos, written, says, tmp_path):
+    (tmp_path / 'others/train/cat').mkdir(parents=True)
+    (tmp_path / 'others/train/cat/1.png').write_bytes((photos / 'train/cat/1.png').read_bytes())
+    (photos / 'train/cat/notes.txt').touch()
+    (tmp_path / 'gone.txt').write_text(written.format(tmp_path) + '\n')
+    with pytest.raises(ValueError, match=says): load_split(asked(photos), forget=tmp_path / 'gone.txt')

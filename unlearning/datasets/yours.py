@@ -20,6 +20,7 @@ from tqdm import tqdm
 from .source import LARGE, Source, data_root, header, plain
 from ..images import (ImageFile, Images, as_labels, as_pixels, channel_statistics,
                                class_names, stated)
+from ..load import Paths
 
 # %% ../../nbs/datasets/16_yours.ipynb #28a11306
 def file_of(dataset, i: int) -> str:
@@ -215,14 +216,17 @@ def _as_they_are(values):
 # %% ../../nbs/datasets/16_yours.ipynb #c3a9ad90
 def paths_of(dataset, paths=None) -> list | None:
     "What each item is called. `ValueError` if that is not one name an item, or two share one."
-    if paths is None and not isinstance(dataset, DatasetFolder): return None
-    if paths is None: paths = [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]
+    own = paths is None and isinstance(dataset, DatasetFolder)
+    if own: paths = [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]
+    if paths is None: return None
     paths = [Path(p).as_posix() for p in paths]
     if len(paths) != len(dataset):
         raise ValueError(f"paths names {len(paths)} of {len(dataset)} training images: name each")
     if twice := next((p for p, n in Counter(paths).items() if n > 1), None):
         raise ValueError(f"two training images are called {twice!r}: "
                          "give each a name of its own, with its folder, say")
+    paths = Paths(paths)
+    if own: paths.train = Path(dataset.root).resolve()  # for those written from elsewhere
     return paths
 
 # %% ../../nbs/datasets/16_yours.ipynb #41414e81
