@@ -1,14 +1,18 @@
 """The edges of a request: what an ImageFolder may hold and a list may name, few images and many, what `auto` may find."""
 import os
+import pickle
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
-from unlearning.datasets.yours import from_dataset
+from unlearning.datasets.yours import PlainFolder, from_dataset
 from unlearning.load import load_split
 from unlearning.request import source_of
 
@@ -82,3 +86,56 @@ def test_a_list_that_leads_elsewhere(photos, written, says, tmp_path):
     (photos / 'train/cat/notes.txt').touch()
     (tmp_path / 'gone.txt').write_text(written.format(tmp_path) + '\n')
     with pytest.raises(ValueError, match=says): load_split(asked(photos), forget=tmp_path / 'gone.txt')
+
+
+# How a folder is read
+
+def sixteen(i): return Image.fromarray(np.full((6, 9), 5000 + i, np.uint16)), 'png', {}
+def clear(i): return Image.new('RGBA', (9, 6), (i, 0, 0, 100)), 'png', {}
+def turned(i):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return Image.fromarray(np.arange(9 * 6 * 3, dtype=np.uint8).reshape(6, 9, 3) + np.uint8(i)), 'jpg', dict(exif=exif)
+
+
+@pytest.mark.parametrize('kind', (sixteen, clear, turned))
+def test_a_plain_folder_is_read_as_the_folder_source_reads(tmp_path, kind):
+    for i, part in enumerate(('train', 'test')):
+        for j, name in enumerate(('cat', 'dog')):
+            (tmp_path / part / name).mkdir(parents=True)
+            picture, ending, more = kind(4 * i + 2 * j)
+            picture.save(tmp_path / part / name / f'0.{ending}', **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of alpha channels
+        of_folder = load_split('folder', root=tmp_path, channels=3, forget=[0])
+    ours, theirs = (from_dataset(*(read(tmp_path / part, v2.PILToTensor()) for part in ('train', 'test'))) for read in (PlainFolder, ImageFolder))
+    assert all(torch.equal(getattr(ours, part).images, getattr(of_folder, part).images) for part in ('train', 'test'))
+    assert not torch.equal(ours.train.images, theirs.train.images)
+
+
+@pytest.mark.parametrize('mode, ending', [
+    ('RGB', 'png'), ('RGB', 'jpg'), ('RGB', 'bmp'), ('RGB', 'webp'), ('L', 'png'), ('L', 'jpg'), ('P', 'png'), ('1', 'png'), ('CMYK', 'jpg')])
+def test_usual_pictures_have_the_pixels_that_torchvision_gives(tmp_path, mode, ending):
+    (tmp_path / 'cat').mkdir()
+    for i in range(3): colours(np.random.default_rng(i)).convert(mode).save(tmp_path / 'cat' / f'{i}.{ending}')
+    for (ours, _), (theirs, _) in zip(PlainFolder(tmp_path), ImageFolder(tmp_path), strict=True):
+        assert ours.mode == theirs.mode and ours.tobytes() == theirs.tobytes()
+
+
+def litter(photos):
+    "What a Mac, a Zip and Jupyter leave behind."
+    for part in ('train', 'test'):
+        (photos / part / 'cat/._0.png').write_bytes(b'Mac OS X')
+        for name in ('__MACOSX', '.ipynb_checkpoints', 'cat/.ipynb_checkpoints'): (photos / part / name).mkdir()
+        (photos / part / '__MACOSX/1.png').write_bytes(b'Mac OS X')
+        (photos / part / 'cat/.ipynb_checkpoints/0-checkpoint.png').write_bytes((photos / part / 'cat/0.png').read_bytes())
+
+
+def test_what_is_hidden_is_no_image_of_a_plain_folder(photos):
+    clean = ImageFolder(photos / 'train')
+    litter(photos)
+    hidden_above = photos.rename(photos.parent / '.photos')
+    ours = PlainFolder(hidden_above / 'train')
+    assert ours.classes == clean.classes and ours.class_to_idx == clean.class_to_idx and ours.targets == clean.targets
+    assert [Path(path).name for path, _ in ours.samples] == [Path(path).name for path, _ in clean.samples]
+    assert len(pickle.loads(pickle.dumps(ours))) == 8  # as to the workers of a loader

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UNLIKE', 'AS_THEY_ARE', 'file_of', 'pair', 'as_label', 'as_array', 'Values', 'undone', 'look', 'chunks', 'joined',
-           'Floats', 'streamed', 'length', 'room_for', 'read', 'paths_of', 'from_dataset']
+           'Floats', 'streamed', 'length', 'room_for', 'read', 'paths_of', 'from_dataset', 'PlainFolder']
 
 # %% ../../nbs/datasets/16_yours.ipynb #3bbe7e64
 import hashlib, os, shutil, uuid, warnings
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Subset
-from torchvision.datasets import DatasetFolder
+from torchvision.datasets import DatasetFolder, ImageFolder
 from tqdm import tqdm
+from .folder import hidden, is_image
 from .source import LARGE, Source, data_root, header, plain
 from ..images import (ImageFile, Images, as_labels, as_pixels, channel_statistics,
                                class_names, stated)
@@ -253,3 +254,19 @@ def from_dataset(
     names = class_names(classes or getattr(train, "classes", None), made["train"], made["test"])
     called = paths_of(train, paths)
     return Source(name, made["train"], made["test"], names, val=made.get("val"), paths=called)
+
+# %% ../../nbs/datasets/16_yours.ipynb #abbe6ebb
+def _plain_picture(path) -> Image.Image:
+    with Image.open(path) as image: return plain(image)
+
+class PlainFolder(ImageFolder):
+    "torchvision's, without what is hidden, and with pictures upright, in 8 bits, over white."
+    def __init__(self, root, transform=None, **options):
+        top = os.path.expanduser(root)
+        def shown(path): return not any(map(hidden, Path(path).relative_to(top).parts))
+        super().__init__(root, transform, loader=_plain_picture,
+                         is_valid_file=lambda path: shown(path) and is_image(path), **options)
+
+    def find_classes(self, directory):
+        names = [name for name in super().find_classes(directory)[0] if not hidden(name)]
+        return names, {name: label for label, name in enumerate(names)}
