@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from unlearning.check import ask
 from unlearning.datasets.yours import PlainFolder, from_dataset
 from unlearning.load import load_split
 from unlearning.request import source_of
@@ -139,3 +141,23 @@ def test_what_is_hidden_is_no_image_of_a_plain_folder(photos):
     assert ours.classes == clean.classes and ours.class_to_idx == clean.class_to_idx and ours.targets == clean.targets
     assert [Path(path).name for path, _ in ours.samples] == [Path(path).name for path, _ in clean.samples]
     assert len(pickle.loads(pickle.dumps(ours))) == 8  # as to the workers of a loader
+
+
+GREY = '''
+import torch
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+steps = v2.Compose([v2.Grayscale(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.25])])
+def train(): return ImageFolder({!r}, steps)
+def test(): return ImageFolder({!r}, steps)
+'''
+
+
+def test_a_network_of_grey_images_is_told_what_to_be_given(photos, tmp_path, monkeypatch):
+    (tmp_path / 'grey_data.py').write_text(GREY.format(str(photos / 'train'), str(photos / 'test')))
+    monkeypatch.syspath_prepend(tmp_path)
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+    with pytest.raises(ValueError, match='its first layer is Conv2d.1.*a request takes a module:function that gives it'): ask(network, asked(photos).test)
+    grey = source_of('grey_data:train', 'grey_data:test', mean=[0.5], std=[0.25])
+    assert ask(network, grey.test)[0].shape == (8, 2) and grey.train.source.dtype == torch.uint8
+    assert load_split(grey, forget=[str(photos / 'train/cat/1.png')]).forget.indices.tolist() == [1]
