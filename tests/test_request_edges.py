@@ -1,22 +1,39 @@
 """The edges of a request: what an ImageFolder may hold and a list may name, few images and many, what `auto` may find."""
+import json
 import os
 import pickle
+import signal
+import subprocess
+import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save, save_file
 from torch import nn
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
+from unlearning import request
+from unlearning.auto import COLUMNS, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Found, _chosen
 from unlearning.check import ask
 from unlearning.datasets.yours import PlainFolder, from_dataset
 from unlearning.load import load_split
-from unlearning.request import source_of
+from unlearning.manifest import make_key
+from unlearning.methods.activation_pruning import activation_pruning
+from unlearning.methods.finetune import finetune
+from unlearning.metrics.evidence import FOUND, UNDECIDABLE
+from unlearning.models import create_model
+from unlearning.request import Request, build, choose, limits, look, make_example, refusal, report, run, run_request, source_of, weigh
+from unlearning.training import Training, logits
+from unlearning.weights import load_weights
 
 
 def colours(rng): return Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8))
@@ -161,3 +178,138 @@ def test_a_network_of_grey_images_is_told_what_to_be_given(photos, tmp_path, mon
     grey = source_of('grey_data:train', 'grey_data:test', mean=[0.5], std=[0.25])
     assert ask(network, grey.test)[0].shape == (8, 2) and grey.train.source.dtype == torch.uint8
     assert load_split(grey, forget=[str(photos / 'train/cat/1.png')]).forget.indices.tolist() == [1]
+
+
+# Few images and many
+
+TRAINING = Training(epochs=8, batch_size=32, lr=0.05, augment=(), label_smoothing=0., precision='float32')
+NEXT_TO_NOTHING = finetune(repair=replace(TRAINING, epochs=0.04, lr=1e-9))
+
+
+def test_twelve_images_decide_nothing_and_two_hundred_show_that_nothing_was_done(tmp_path):
+    given = make_example(tmp_path, epochs=8)
+    source = source_of(given['train'], given['test'], given['size'], given['mean'], given['std'])
+    found = {}
+    for n in (12, 200):
+        split = load_split(source, forget=n)
+        r = Request(load_weights(build(given['builder'], 10), given['checkpoint']), split, TRAINING, NEXT_TO_NOTHING, max_test_drop=50.)
+        for step in (look, limits, choose, run, weigh): step(r)
+        found[n] = report(r)
+    assert found[200]['verdict']['word'] == FOUND and found[200]['limits']['smallest_share'] < 100
+    assert found[12]['verdict']['word'] == UNDECIDABLE and found[12]['limits']['smallest_share'] > 100
+    assert '12 forgotten images would not show it' in found[12]['verdict']['sentence'] and 'is too small' in found[12]['limits']['says']
+
+
+# What a search may find
+
+def trials(*rows):
+    "A table of `auto`: round, trace, points of accuracy lost, why it is out."
+    rows = [dict(round=k, method='finetune', trace=left, lost=lost, price=left and left + 10 * max(0., lost), out=out, numbers={}) for k, left, lost, out in rows]
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict(price=float, lost=float, trace=float))
+
+
+@pytest.mark.parametrize('rows, at, word', [
+    ([(1, 80., 0.5, ''), (1, 60., 0.5, ''), (2, 60., 0.5, ''), (2, 50., 0.4, '')], 3, ''),
+    ([(1, 80., 0.5, ''), (1, 60., 0.5, ''), (2, 60., 1.5, TOO_COSTLY), (2, 50., 2.5, TOO_COSTLY)], 2, UNSTEADY.format(2, 1., 1.5)),
+    ([(1, 80., 0.5, ''), (1, 120., 0., ''), (2, 99., 0.5, ''), (2, 110., 0., '')], 2, NO_USE.format(2, 1.)),
+    ([(1, 80., 7., TOO_COSTLY), (1, 90., 3., TOO_COSTLY), (1, None, None, 'diverged')], 1, LEAST_HARM.format(3, 1., 3.))])
+def test_why_what_a_search_has_found_should_not_be_used(rows, at, word): assert _chosen(trials(*rows), 1.) == (at, word)
+
+
+def test_a_search_of_which_no_trial_came_to_an_end():
+    table = trials((1, None, None, 'diverged'), (1, None, None, 'diverged'), (1, None, None, 'does not fit into the budget'))
+    with pytest.raises(ValueError) as e: _chosen(table, 1.)
+    assert str(e.value) == NO_TRIAL.format(3, 'diverged, does not fit into the budget')
+
+
+def never_trained():
+    torch.manual_seed(0)
+    return create_model('small', 10, 1, 8).eval()
+
+
+@pytest.fixture
+def digits():
+    "A request of a network that was never trained; what it remembers is of no concern here."
+    split = load_split('digits', forget=30, subset=300)
+    return lambda recipe=NEXT_TO_NOTHING, **more: Request(never_trained(), split, TRAINING, recipe, max_test_drop=100., **more)
+
+
+def test_what_a_search_warns_of_is_not_handed_over(digits, tmp_path, monkeypatch):
+    r, word = digits('auto'), UNSTEADY.format(12, 1., 1.5)
+    monkeypatch.setattr(request, 'auto', lambda *args, **options: Found(NEXT_TO_NOTHING, {}, trials((1, 60., 0.5, ''), (2, 60., 1.5, TOO_COSTLY)), 0., word))
+    out = run_request(r, tmp_path / 'answer', make_key(tmp_path / 'owner.key', tmp_path / 'answer'))
+    assert refusal(r, SimpleNamespace(value=0.)) == word == json.loads((out / 'report.json').read_text())['refused']
+    assert {p.name for p in out.iterdir()} == {'report.json', 'report.html', 'manifest.json', 'SHA256SUMS'}
+    assert 'No weights are handed over' in (text := (out / 'report.html').read_text()) and word[1:] in text
+
+
+# What is handed over, elsewhere
+
+SERVED = '''
+import sys
+sys.modules['unlearning'] = None
+import torch
+program = torch.export.load({!r}).module()
+with torch.no_grad(): torch.save(program(torch.load({!r}, weights_only=True)), {!r})
+'''
+
+
+def test_a_program_answers_as_measured_where_this_library_is_not(digits, tmp_path):
+    r = digits(activation_pruning(last=0.9, repair=replace(TRAINING, epochs=0.4), rounds=1))
+    out = run_request(r, tmp_path / 'answer', make_key(tmp_path / 'owner.key', tmp_path / 'answer'))
+    x, z = tmp_path / 'x.pt', tmp_path / 'z.pt'
+    torch.save(r.unseen.normalize(r.unseen.take(torch.arange(64)).float() / 255), x)
+    subprocess.run([sys.executable, '-I', '-c', SERVED.format(str(out / 'unlearned.pt2'), str(x), str(z))], check=True)
+    served, own = torch.load(z, weights_only=True), logits(r.unlearned, r.unseen[:64])
+    assert (served - own).abs().max() <= 1e-5 * own.abs().max().clamp(min=1) and torch.equal(served.argmax(1), own.argmax(1))
+
+
+# What is killed while references are made
+
+def train_nothing(keep, seed):
+    "A training function: the network that was never trained, a little off. It notes in the current folder what it made."
+    if Path('kill').exists() and seed == 2: killed()
+    Path(f'made-{seed}').mkdir()  # a second time is an error
+    net = never_trained()
+    with torch.no_grad(): next(net.parameters()).add_(1e-4 * (seed + 1))
+    return net
+
+
+def killed(): os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_of_the_third(weights, path, facts):
+    if '-2.safetensors' not in str(path): return save_file(weights, path, facts)
+    Path(path).write_bytes(save(weights, facts)[:9999])
+    killed()
+
+
+def rename_but_the_third(part, path):
+    if '-2.safetensors' in str(path): killed()
+    os.rename(part, path)
+
+
+DEATHS = {
+    'in training': lambda patch: Path('kill').touch(),
+    'while it is written': lambda patch: patch.setattr('unlearning.weights.save_file', half_of_the_third),
+    'before it has its name': lambda patch: patch.setattr('unlearning.files.os.replace', rename_but_the_third)}
+
+
+@pytest.mark.parametrize('when', DEATHS)
+def test_a_reference_that_was_killed_is_made_again_and_no_other(digits, tmp_path, monkeypatch, when):
+    monkeypatch.chdir(tmp_path)
+    r = digits(references=4, train=train_nothing)
+    if (child := os.fork()) == 0:
+        try:
+            DEATHS[when](monkeypatch)
+            request._by_owner(r, 'references')
+        finally: os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    whole = {path: path.read_bytes() for path in Path('references').glob('*.safetensors')}
+    assert sorted(path.name[-14:] for path in whole) == ['-0.safetensors', '-1.safetensors']
+    for left in ('kill', 'made-2'):
+        if Path(left).exists(): Path(left).rename(f'{left}-before')
+    again = [request._by_owner(r, 'references') for _ in range(2)]
+    assert [p.name for p in sorted(Path().glob('made-?'))] == ['made-0', 'made-1', 'made-2', 'made-3']
+    assert all(path.read_bytes() == content for path, content in whole.items())
+    for networks in again: assert [round(1e4 * (next(net.parameters()) - next(r.model.parameters())).mean().item()) for net in networks] == [1, 2, 3, 4]
