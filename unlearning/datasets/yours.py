@@ -23,7 +23,7 @@ from ..images import (ImageFile, Images, as_labels, as_pixels, channel_statistic
                                class_names, stated)
 from ..load import Paths
 
-# %% ../../nbs/datasets/16_yours.ipynb #28a11306
+# %% ../../nbs/datasets/16_yours.ipynb #f11e0f1e
 def file_of(dataset, i: int) -> str:
     "The file of item `i`, where an ImageFolder or a subset of one knows it; else empty."
     if isinstance(dataset, Subset): return file_of(dataset.dataset, dataset.indices[i])
@@ -37,6 +37,7 @@ def _unread(dataset, i, e) -> ValueError:
         return ValueError(f"{what}: the data set ends early, or is damaged")
     return ValueError(f"{what}: restore it, take it off the data set, or mend the transform")
 
+# %% ../../nbs/datasets/16_yours.ipynb #28a11306
 def pair(dataset, i: int) -> tuple:
     "Item `i`. `ValueError` names one that cannot be read, or is not (image, label)."
     try: item = dataset[i]
