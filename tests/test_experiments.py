@@ -1,5 +1,6 @@
 """Each experiment notebook, run by papermill as its reader would, at its smallest."""
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,11 +205,13 @@ def test_what_each_idea_moves(run, tmp_path):
 def test_request_as_it_stands(run, tmp_path):
     shown, pictures = run('request', trials=1, request_id='mine', out=str(tmp_path/'out'))
     assert pictures == 1 and 'soft_unseen, trial 1 of 1' in shown and 'SHA256SUMS' in shown
+    assert re.search(r'90 images must go: 0/\d{4}.png … 9/\d{4}.png', shown)
     answer = tmp_path/'out'/'mine'
     assert json.loads((answer/'report.json').read_text())['request']['images'] == 90 and (answer/'report.html').exists()
     assert differences(answer) == dict(missing=[], changed=[], extra=[])
     again = yaml.safe_load((tmp_path/'out'/'mine.yaml').read_text())
     assert again['trials'] == 1 and again['request_id'] == '' and again['lr'] == 0.05
+    assert (tmp_path/'out'/'mine.yaml').stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.slow

@@ -313,3 +313,17 @@ def test_a_reference_that_was_killed_is_made_again_and_no_other(digits, tmp_path
     assert [p.name for p in sorted(Path().glob('made-?'))] == ['made-0', 'made-1', 'made-2', 'made-3']
     assert all(path.read_bytes() == content for path, content in whole.items())
     for networks in again: assert [round(1e4 * (next(net.parameters()) - next(r.model.parameters())).mean().item()) for net in networks] == [1, 2, 3, 4]
+
+
+def test_a_request_reads_its_folders_as_the_folder_source_does(photos, tmp_path):
+    clean = asked(photos)
+    litter(photos)
+    (tmp_path / 'alike').mkdir()
+    for name in ('cat', '.ipynb_checkpoints'): (photos / 'test' / name).rename(tmp_path / 'alike' / name)
+    Image.fromarray(np.full((8, 8), 20000, np.uint16)).save(tmp_path / 'alike/cat/4.png')
+    alike = request.comparable_images(str(tmp_path / 'alike'), clean, 8, [0.5] * 3, [0.5] * 3)
+    assert alike.images.amax((1, 2, 3))[4] == 78 and len(alike) == 5  # of 65,535 as bytes
+    (tmp_path / 'alike/cat').rename(photos / 'test/cat')
+    read = asked(photos)
+    assert read.classes == clean.classes and read.paths == clean.paths and torch.equal(read.train.images, clean.train.images)
+    assert len(read.test) == 9

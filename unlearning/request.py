@@ -39,9 +39,9 @@ from torchvision.transforms import v2
 from .activations import masks
 from .auto import MOST, Found, auto, halves, of_classes, right, told, whole_people
 from .check import check
-from .datasets.folder import is_image
+from .datasets.folder import hidden
 from .datasets.source import Source
-from .datasets.yours import from_dataset
+from .datasets.yours import PlainFolder, from_dataset
 from .ensemble import Store, architecture, describe, environment, hash_of
 from .images import Images, Split, batches, pixel_hashes
 from .manifest import Predecessor, check_name, hand_over, listed, make_manifest, refuse_taken, weights_fingerprint
@@ -52,7 +52,7 @@ from .metrics.forget_quality import Interval, statistic
 from .metrics.memory_left import LEAST, memory_left
 from .models import copy_network, outputs
 from .study import Study, checked_training, network_tasks, run_study, weights_in
-from .training import Training, logits
+from .training import Training, logits, refuse_half
 from .unlearn import Recipe, unlearn
 from .weights import export, load_weights, save_weights
 
@@ -95,7 +95,7 @@ def evaluation(size: int, mean, std):  # the transform of a folder's images
 
 def data_of(where: str, transform=None):  # a Dataset
     "A folder with a subfolder a class, or what `module:function` gives. `ValueError`: neither."
-    if Path(where).is_dir(): return ImageFolder(where, transform, is_valid_file=is_image)
+    if Path(where).is_dir(): return PlainFolder(where, transform)
     if ":" in where: return by_name(where)()
     raise ValueError(f"{where!r} is neither a folder nor a module:function")
 
@@ -114,11 +114,11 @@ def source_of(train: str, test: str, size: int | None = None, mean=None, std=Non
 # %% ../nbs/95_request.ipynb #cb492c55
 def comparable_images(folder: str, source: Source, size: int, mean, std) -> Images:
     "Images of a folder with a subfolder for some of the classes: of the kind of what must go, never trained on."
-    class Within(ImageFolder):
+    class Within(PlainFolder):
         def find_classes(self, _): return list(source.classes), {name: i for i, name in enumerate(source.classes)}
-    if odd := {p.name for p in Path(folder).iterdir() if p.is_dir()} - set(source.classes):
+    if odd := {p.name for p in Path(folder).iterdir() if p.is_dir() and not hidden(p.name)} - set(source.classes):
         raise ValueError(f"{folder} has a class {odd.pop()!r} that train has not: use its names")
-    alike = Within(folder, evaluation(size, mean, std), is_valid_file=is_image, allow_empty=True)
+    alike = Within(folder, evaluation(size, mean, std), allow_empty=True)
     return from_dataset(alike, alike, list(source.classes), mean=mean, std=std).test
 
 # %% ../nbs/95_request.ipynb #ae7a32a3
@@ -264,6 +264,7 @@ def set_apart(split: Split, at) -> tuple:  # the split without them; those Image
 # %% ../nbs/95_request.ipynb #262f0a78
 def look(r: Request, key: bytes | None = None) -> pd.Series:
     "What the library sees. `ValueError`: what cannot be right. With the key: also, what the last request named is back."
+    refuse_half(r.model)
     refuse_left(r)
     if key and r.follows and (n := listed(r.follows, key, r.split.retain)):
         raise ValueError(BACK.format(n, r.follows.request))
