@@ -373,6 +373,12 @@ def test_l1_fades_step_by_step_on_a_straight_line(original, split, monkeypatch):
 # --- bad teacher
 
 
+def test_bad_teacher_with_another_rate_keeps_its_batches():
+    phase = bad_teacher(erase=dict(passes=2, lr=1e-3)).phases[0]
+    assert (phase.batch_size, phase.retain_batch_size, phase.lr) == (69, 187, 1e-3)
+    assert phase.step == bad_teacher().phases[0].step
+
+
 def test_bad_teacher_knows_nothing_and_learns_nothing(original, split):
     loss = RIVALS['bad_teacher'].phases[0].forget
     teachers = []

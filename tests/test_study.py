@@ -517,6 +517,15 @@ def test_control_is_the_same_recipe_and_seed(full):
     assert not np.array_equal(found['control-random_labels'][0]['forget'], found['random_labels'][0]['forget'])
 
 
+def test_an_original_of_another_network_than_what_is_retrained_is_refused(tmp_path):
+    """As `replace` makes it of a study that has settled on a network."""
+    split = load_split('digits', forget=30, subset=100)
+    study, other = Study(split, {}, tmp_path), create_model('resnet18', 10, 1, 8)
+    with pytest.raises(ValueError, match='leave network= out'): replace(study, original=other)
+    assert replace(study, original=other, network=None).plan.network is not None
+    assert replace(study, original=create_model('small', 10, 1, 8)).network == 'small'
+
+
 def test_references_are_networks_of_their_own(full):
     found = records(full[0])
     rows = [a['test'] for m in ('original', 'retrain', 'reference') for a in found[m]]
