@@ -35,7 +35,8 @@ def halves(test: Images) -> tuple:  # Images that tune, Images that are evidence
     if test.identities is not None:  # every second person, in an order that says nothing of them
         who, at = np.unique(test.identities.cpu().numpy(), return_inverse=True)
         odd = (np.random.default_rng(0).permutation(len(who)) % 2 == 1)[at]
-    if odd.all() or not odd.any(): raise ValueError(f"{len(test)} test images are too few for two halves: name more")
+    if odd.all() or not odd.any():
+        raise ValueError(f"{len(test)} test images are too few for two halves: name more")
     return test[np.flatnonzero(~odd)], test[np.flatnonzero(odd)]
 
 # %% ../nbs/94_auto.ipynb #816f02c0
@@ -45,11 +46,14 @@ def _like(split: Split, rng) -> np.ndarray:
     "Positions in retain: of each class as many images as the request names; of people, whole ones, as many images."
     if whole_people(split): return _people(split, rng)
     labels = split.retain.labels.cpu().numpy()
-    wanted, there = (np.bincount(x, minlength=len(split.classes)) for x in (split.forget.labels.cpu().numpy(), labels))
+    wanted, there = (np.bincount(x, minlength=len(split.classes))
+                     for x in (split.forget.labels.cpu().numpy(), labels))
     if (short := np.flatnonzero(2 * wanted > there)).size:
         n, c = wanted[short[0]], split.classes[short[0]]
-        raise ValueError(f"{n} images of class {c} are to be forgotten and {there[short[0]]} are retained: {FEW}")
-    drawn = [rng.choice(np.flatnonzero(labels == c), n, replace=False) for c, n in enumerate(wanted) if n]
+        raise ValueError(f"{n} images of class {c} are to be forgotten "
+                         f"and {there[short[0]]} are retained: {FEW}")
+    drawn = [rng.choice(np.flatnonzero(labels == c), n, replace=False)
+             for c, n in enumerate(wanted) if n]
     return np.sort(np.concatenate(drawn))
 
 # %% ../nbs/94_auto.ipynb #840054ee
@@ -62,14 +66,15 @@ def whole_people(split) -> bool:
     return bool(np.mean(((2 * named > all_of) & (all_of > 1))[at]) >= 0.5)
 
 def _people(split, rng):
-    n, gone, who = len(split.forget), *(part.identities.cpu().numpy() for part in (split.forget, split.retain))
+    n, gone, who = len(split.forget), *(part.identities.cpu().numpy()
+                                        for part in (split.forget, split.retain))
     people, count = np.unique(who[~np.isin(who, gone)], return_counts=True)
     order = rng.permutation(len(people))
     order = order[count[order] <= 2 * n]  # one person of a thousand images is no request of ten
     chosen = order[:1 + int(np.searchsorted(count[order].cumsum(), n))]
     if 2 * len(chosen) > len(order):
-        raise ValueError(f"{n} images of people are to be forgotten: {len(chosen)} people like them would be drawn "
-                         f"of {len(order)} retained, {FEW}")
+        raise ValueError(f"{n} images of people are to be forgotten: {len(chosen)} people "
+                         f"like them would be drawn of {len(order)} retained, {FEW}")
     return np.flatnonzero(np.isin(who, people[chosen]))
 
 # %% ../nbs/94_auto.ipynb #6efda508
@@ -94,9 +99,11 @@ def right(net, images) -> np.ndarray:  # 0 or 1 for each
     return (logits(net, images).argmax(1) == images.labels.cpu()).double().numpy()
 
 # %% ../nbs/94_auto.ipynb #eaca0f4b
-NOTHING = ("the network ranks what it was trained on as it ranks unseen images of the same classes (at {:.1f} % on "
-           "average, where 50 is even): there is no trace by which a recipe could be chosen; name one")
-UNCOMPARED = "there is no unseen image of the classes of those that must go: name test images of these classes, or a recipe"
+NOTHING = ("the network ranks what it was trained on as it ranks unseen images of the same classes "
+           "(at {:.1f} % on average, where 50 is even): "
+           "there is no trace by which a recipe could be chosen; name one")
+UNCOMPARED = ("there is no unseen image of the classes of those that must go: "
+              "name test images of these classes, or a recipe")
 MOST = 5000  # retained images that are looked at
 
 def of_classes(images: Images, like: Images, most: int | None = None) -> Images:
@@ -109,7 +116,8 @@ def refuse_even(model, split, unseen):
     unseen = of_classes(unseen, split.forget)
     r = _ranks(model, of_classes(split.retain, split.forget, MOST), unseen)
     if not len(r): raise ValueError(UNCOMPARED)
-    if r.mean() <= 50 + 3 * 29 * (1 / len(r) + 1 / len(unseen)) ** 0.5: raise ValueError(NOTHING.format(r.mean()))
+    if r.mean() <= 50 + 3 * 29 * (1 / len(r) + 1 / len(unseen)) ** 0.5:
+        raise ValueError(NOTHING.format(r.mean()))
 
 # %% ../nbs/94_auto.ipynb #9ba9c556
 class Ground:
@@ -163,7 +171,8 @@ NOT_SAID = "the network says none of the given labels of these {} images: there 
 class WrongLabels(Ground):
     "As `Ground`, for a request of images whose labels are wrong."
     def refuse(self, model, split, unseen):
-        if not right(model, split.forget).any(): raise ValueError(NOT_SAID.format(len(split.forget)))
+        if not right(model, split.forget).any():
+            raise ValueError(NOT_SAID.format(len(split.forget)))
 
     def request(self, seed) -> Split: return replace(self.split, test=self.unseen)
     def seen(self, net, request) -> np.ndarray: return right(net, request.forget)
@@ -176,7 +185,8 @@ def among(*values): return CategoricalDistribution(values)
 
 REPAIR = dict(lr=log(0.02, 1.), batch=among(0.25, 0.5, 1.))
 RANGES = {
-    "soft_unseen": REPAIR | dict(passes=among(2, 4), erase_lr=log(2e-4, 0.2), push=FloatDistribution(1., 2.),
+    "soft_unseen": REPAIR | dict(passes=among(2, 4), erase_lr=log(2e-4, 0.2),
+                                 push=FloatDistribution(1., 2.),
                                  spread=FloatDistribution(0.5, 2.2)),
     "gradient_surgery": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(2e-5, 1e-2)),
     "random_labels": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(1e-3, 0.3)),
@@ -206,7 +216,9 @@ def quiet():
 
 def _searched(ground, method, trials, seeds, seed, say):
     "Of one method: rows of trials, numbers and all."
-    with quiet(): search = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
+    with quiet():
+        search = optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
     for start in _starts(method): search.enqueue_trial(start)
     for i in range(trials):
         asked = search.ask(RANGES[method])
@@ -223,7 +235,8 @@ def _row(ground, method, numbers, seeds, turn) -> dict:
 
 def _in_words(row) -> str:
     if "price" not in row: return row["out"]
-    words = f"trace {row['trace']:.0f} % of what it was, test accuracy −{max(0., row['lost']):.1f} points"
+    words = (f"trace {row['trace']:.0f} % of what it was, "
+             f"test accuracy −{max(0., row['lost']):.1f} points")
     return words + (f"; {row['out']}" if row["out"] else "")
 
 # %% ../nbs/94_auto.ipynb #b327ab17
@@ -237,18 +250,20 @@ class Found:
     word: str = ""       # why it should not be used; empty: it may be
 
 # %% ../nbs/94_auto.ipynb #8e8c5696
-NO_TRIAL = ("none of {} trials came to an end: {}. Allow a larger share, or check learning rate and batch size of "
-            "`training`, by which all rates are measured")
+NO_TRIAL = ("none of {} trials came to an end: {}. Allow a larger share, "
+            "or check learning rate and batch size of `training`, by which all rates are measured")
 LEAST_HARM = "none of {} trials kept test accuracy within {:.1f} points: this one lost {:.1f}"
-UNSTEADY = ("the best of {} trials kept test accuracy within {:.1f} points at first, and not when they were run once more: "
-            "this one lost {:.1f} there")
-NO_USE = ("none of {} trials within {:.1f} points of test accuracy left less of the trace than doing nothing: allow more trials, "
-          "a larger budget or a larger loss, and check learning rate, batch size and optimizer of `training`")
+UNSTEADY = ("the best of {} trials kept test accuracy within {:.1f} points at first, "
+            "and not when they were run once more: this one lost {:.1f} there")
+NO_USE = ("none of {} trials within {:.1f} points of test accuracy left less of the trace "
+          "than doing nothing: allow more trials, a larger budget or a larger loss, "
+          "and check learning rate, batch size and optimizer of `training`")
 
 def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should not be used
     "The best finalist; else the least harmful of the last round that there was."
     first, last = (table[table["round"] == k] for k in (1, 2))
-    if not first.price.notna().any(): raise ValueError(NO_TRIAL.format(len(first), ", ".join(first.out.unique())))
+    if not first.price.notna().any():
+        raise ValueError(NO_TRIAL.format(len(first), ", ".join(first.out.unique())))
     fair = last[last.out == ""]
     if len(fair):
         at = fair.price.idxmin()
@@ -259,14 +274,16 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
 
 # %% ../nbs/94_auto.ipynb #fb61ee9b
 COLUMNS = ["round", "method", "trace", "lost", "price", "out", "numbers"]
-FINALISTS = 2                      # trials that are run again
-ENOUGH, ENOUGH_PEOPLE = 60, 12     # images, or people, that pseudo requests have together, as far as eight go
+FINALISTS = 2  # trials that are run again
+# images, or people, that pseudo requests have together, as far as eight go
+ENOUGH, ENOUGH_PEOPLE = 60, 12
 
 def pseudo_requests(split: Split, wrong_labels: bool = False) -> tuple:  # of the first round, of the second
     "How many pseudo requests a trial has; with wrong labels, how many seeds."
     if wrong_labels: return 1, 2
     people = whole_people(split)  # images of one person say much the same
-    parts = ENOUGH_PEOPLE / len(split.forget.identities.unique()) if people else ENOUGH / len(split.forget)
+    parts = (ENOUGH_PEOPLE / len(split.forget.identities.unique()) if people else
+             ENOUGH / len(split.forget))
     few = min(8, math.ceil(parts))
     return few, max(2, few)
 
@@ -291,7 +308,8 @@ def auto(
 ) -> Found:
     "Search a recipe on pseudo requests. `ValueError`: there is nothing to search by."
     methods = methods or (RELABELLING if wrong_labels else DELETING)
-    if odd := set(methods) - set(RANGES): raise ValueError(f"no ranges for {odd.pop()!r}: use {', '.join(RANGES)}")
+    if odd := set(methods) - set(RANGES):
+        raise ValueError(f"no ranges for {odd.pop()!r}: use {', '.join(RANGES)}")
     if trials < 1: raise ValueError(f"trials is {trials}: at least 1 of each method")
     n, more = pseudo_requests(split, wrong_labels)
     seeds, make = [1000 * seed + k for k in range(n + more)], WrongLabels if wrong_labels else Ground
@@ -299,12 +317,15 @@ def auto(
     rows = [row for m in methods for row in _searched(ground, m, trials, seeds[:n], seed, say)]
     first = pd.DataFrame(rows, columns=COLUMNS).astype(dict(price=float, lost=float, trace=float))
     best = first[first.out == ""].nsmallest(FINALISTS, "price")
-    again = [_row(ground, m, numbers, seeds[n:], 2) for m, numbers in zip(best.method, best.numbers)]
-    return _found(ground, pd.concat([first, pd.DataFrame(again, columns=COLUMNS)], ignore_index=True))
+    again = [_row(ground, m, numbers, seeds[n:], 2)
+             for m, numbers in zip(best.method, best.numbers)]
+    return _found(ground, pd.concat([first, pd.DataFrame(again, columns=COLUMNS)],
+                                    ignore_index=True))
 
 # %% ../nbs/94_auto.ipynb #e9037483
 def _found(ground, table) -> Found:
     at, word = _chosen(table, ground.max_test_drop)
     method, numbers = table.method[at], table.numbers[at]
     budget = ground.budget(ground.split)
-    return Found(WITHIN[method](budget, **numbers), numbers_used(method, budget, numbers), table, ground.passes, word)
+    return Found(WITHIN[method](budget, **numbers), numbers_used(method, budget, numbers), table,
+                 ground.passes, word)

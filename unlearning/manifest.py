@@ -28,8 +28,8 @@ except ImportError: fcntl = None  # not a Unix
 def _refuse_inside(path, outside):
     "`ValueError` for a key that would be handed over, whatever links lead there."
     if Path(path).resolve().is_relative_to(Path(outside).resolve()):
-        raise ValueError(f"the key {path} would lie in {outside}, which is handed over, and whoever has it "
-                         "can read the manifest: keep it elsewhere")
+        raise ValueError(f"the key {path} would lie in {outside}, which is handed over, "
+                         "and whoever has it can read the manifest: keep it elsewhere")
 
 def make_key(
     path,      # a file that is not there yet
@@ -40,7 +40,8 @@ def make_key(
     key = secrets.token_bytes(32)
     try: file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as e:
-        remedy = "a key is never overwritten, or nobody could read its manifests any more: read_key reads it"
+        remedy = ("a key is never overwritten, or nobody could read its manifests any more: "
+                  "read_key reads it")
         raise FileExistsError(e.errno, remedy, str(path)) from e
     with open(file, "w") as f:
         f.write(f"{key.hex()}\n")
@@ -52,7 +53,8 @@ def _is_plain(path): return os.path.isfile(path) and not os.path.islink(path)
 
 def _read_limited(path, most: int) -> bytes:
     "The bytes of a plain file. `ValueError` if it is a link, none, or larger than `most`."
-    if os.path.lexists(path) and not _is_plain(path): raise ValueError(f"{path} is not a plain file")
+    if os.path.lexists(path) and not _is_plain(path):
+        raise ValueError(f"{path} is not a plain file")
     with open(path, "rb") as f: data = f.read(most + 1)
     if len(data) <= most: return data
     raise ValueError(f"{path} is larger than {most:,} bytes: it is not what its name says")
@@ -70,8 +72,9 @@ def read_key(path, outside) -> bytes:
     _refuse_inside(path, outside)
     text = _read_limited(Path(path).resolve(), 1000).decode("ascii", "replace").strip()
     if not re.fullmatch("[0-9a-f]{64}", text):
-        raise ValueError(f"{path} is no key: it holds {len(text)} characters, and a key is 64 hex digits "
-                         "(0-9a-f): restore it from a copy, or make another with make_key")
+        raise ValueError(f"{path} is no key: it holds {len(text)} characters, "
+                         "and a key is 64 hex digits (0-9a-f): "
+                         "restore it from a copy, or make another with make_key")
     _warn_of_readers(path)
     return bytes.fromhex(text)
 
@@ -126,8 +129,8 @@ def make_manifest(
     name = lambda part, i: paths[i] if paths is not None and part in ("forget", "retain") else i
     items = [dict(part=part, content=contents[gone], name=_name(key, request, part, name(part, i)))
              for part, i, gone in _which(split)]
-    return dict(hash="HMAC-SHA-256", key=key_id(key), request=request, shape=list(split.image_shape),
-                data=data_fingerprint(split, key, request),
+    return dict(hash="HMAC-SHA-256", key=key_id(key), request=request,
+                shape=list(split.image_shape), data=data_fingerprint(split, key, request),
                 items=sorted(items, key=lambda item: (item["content"], item["name"])))
 
 # %% ../nbs/93_manifest.ipynb #51c62842
@@ -137,23 +140,26 @@ def _sought(manifest, key, image, name, part) -> tuple:  # a field of items; the
         names = spellings(name) if isinstance(name, str) else [name]
         return "name", {_name(key, request, part, n) for n in names}
     if np.shape(image) != shape:
-        raise ValueError(f"an image of shape {np.shape(image)} cannot be in a manifest of images {shape}: "
-                         "decode it as the data set was (its size, its channels)")
+        raise ValueError(f"an image of shape {np.shape(image)} cannot be in a manifest of images "
+                         f"{shape}: decode it as the data set was (its size, its channels)")
     return "content", {_content(key, request, image)}
 
 def _is_manifest(found) -> bool:
     if not isinstance(found, dict): return False
-    said = [found.get(name) for name in ("key", "request")], [found.get(name) for name in ("shape", "items")]
-    if not (all(isinstance(x, str) for x in said[0]) and all(isinstance(x, list) for x in said[1])): return False
+    said = ([found.get(name) for name in ("key", "request")],
+            [found.get(name) for name in ("shape", "items")])
+    if not (all(isinstance(x, str) for x in said[0])
+            and all(isinstance(x, list) for x in said[1])): return False
     return all(isinstance(i, dict) and {"content", "name"} <= i.keys() for i in found["items"])
 
 def _refuse_other(manifest, key):
     "`ValueError`: no manifest, or another key's."
     if not _is_manifest(manifest):
-        raise ValueError("this is no manifest: it has to have key, request, shape and items, as `make_manifest` writes them")
+        raise ValueError("this is no manifest: it has to have key, request, shape and items, "
+                         "as `make_manifest` writes them")
     if key_id(key) == manifest["key"]: return
-    raise ValueError(f"the manifest was made with the key {manifest['key']}, and this is {key_id(key)}: "
-                     "find the other, nothing else can read it")
+    raise ValueError(f"the manifest was made with the key {manifest['key']}, "
+                     f"and this is {key_id(key)}: find the other, nothing else can read it")
 
 def find(
     manifest: dict,
@@ -163,7 +169,8 @@ def find(
     part="train",  # the set in which the name is meant; or "test", "val" (by position)
 ) -> list:         # items; empty: it was not removed, nor is it a copy of what was
     "What a manifest says of an image. `ValueError`: it is none, another key's, or of images of another shape."
-    if (image is None) == (name is None): raise ValueError("which image is meant? Pass image=, or name=")
+    if (image is None) == (name is None):
+        raise ValueError("which image is meant? Pass image=, or name=")
     _refuse_other(manifest, key)
     field, hashes = _sought(manifest, key, image, name, part)
     return [item for item in manifest["items"] if item[field] in hashes]
@@ -179,11 +186,13 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 # %% ../nbs/93_manifest.ipynb #e22c193b
 SUMS = "SHA256SUMS"
-SIGNATURES = (f"{SUMS}.sig", f"{SUMS}.asc")  # of ssh-keygen, of gpg: made of SHA256SUMS, so not in it
+# of ssh-keygen, of gpg: made of SHA256SUMS, so not in it
+SIGNATURES = (f"{SUMS}.sig", f"{SUMS}.asc")
 
 def _stays_inside(name):
     "Whether a text is a plain path below a folder, on any system, that can stand in a line."
-    if not isinstance(name, str) or not name.isprintable() or re.search(r"[\\:]", name): return False
+    if not isinstance(name, str) or not name.isprintable() or re.search(r"[\\:]", name):
+        return False
     return not {"", ".", ".."} & set(name.split("/"))
 
 def check_name(name: str):
@@ -191,7 +200,8 @@ def check_name(name: str):
     if not _stays_inside(name):
         raise ValueError(f"{name!r} is no name for a file of this folder, or leads out of it: "
                          "write it like report.json or figures/trace.png")
-    if name in (SUMS, *SIGNATURES): raise ValueError(f"{name} is made of all other files: take another name")
+    if name in (SUMS, *SIGNATURES):
+        raise ValueError(f"{name} is made of all other files: take another name")
 
 # %% ../nbs/93_manifest.ipynb #e35fd997
 def files_in(folder) -> dict:  # name: path
@@ -276,7 +286,8 @@ def _refusal(e, folder):
     "The number of the system's error, where an exception comes from a disk that takes no more, or may not."
     while e is not None:
         number = getattr(e, "errno", None)
-        if found := re.search(r"\(os error (\d+)\)", str(e)): number = int(found[1])  # as safetensors says it
+        # as safetensors says it
+        if found := re.search(r"\(os error (\d+)\)", str(e)): number = int(found[1])
         here = str(folder.parent) in str(getattr(e, "filename", ""))
         if number in FULL or number in FORBIDDEN and here: return number
         e = e.__cause__ or e.__context__
@@ -286,7 +297,8 @@ def _refused_in_words(folder):
     try: yield
     except Exception as e:
         if (number := _refusal(e, folder)) is None: raise
-        remedy = f"make room there, make {folder.parent} writable, or name another; nothing of it is left"
+        remedy = (f"make room there, make {folder.parent} writable, or name another; "
+                  "nothing of it is left")
         raise OSError(number, f"the folder cannot be written ({e}): {remedy}", str(folder)) from e
 
 # %% ../nbs/93_manifest.ipynb #3ce647eb
@@ -296,8 +308,10 @@ def _write_into(part: Path, writers: dict):
         (part/name).parent.mkdir(parents=True, exist_ok=True)
         write(part/name)
     sums = {name: _digest(path) for name, path in files_in(part).items()}
-    if odd := [name for name in sorted(sums.keys() | writers) if name not in writers or not sums.get(name)]:
-        how = "is not there as a plain file" if odd[0] in writers else "is there, and nobody asked for it"
+    if odd := [name for name in sorted(sums.keys() | writers)
+               if name not in writers or not sums.get(name)]:
+        how = ("is not there as a plain file" if odd[0] in writers else
+               "is there, and nobody asked for it")
         raise ValueError(f"{odd[0]!r} {how}: a writer writes the one file whose path it is given")
     lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
     (part/SUMS).write_bytes("".join(lines).encode())
@@ -325,7 +339,8 @@ def read_sums(folder) -> dict:  # name: SHA-256
     path, sums = Path(folder)/SUMS, {}
     for i, line in enumerate(_text(path).split("\n")[:-1], 1):
         found = re.fullmatch(r"([0-9a-f]{64}) [ *](.+)", line)
-        if not found or found[2] in sums: raise ValueError(f"{path}, line {i}, is no hash and new name")
+        if not found or found[2] in sums:
+            raise ValueError(f"{path}, line {i}, is no hash and new name")
         try: check_name(found[2])
         except ValueError as e: raise ValueError(f"{path}, line {i}: {e}") from None
         sums[found[2]] = found[1]
@@ -343,7 +358,8 @@ def differences(folder) -> dict:  # missing, changed, extra: lists of names
     "How a folder differs from its SHA256SUMS: three empty lists if it is whole."
     sums, found = read_sums(folder), files_in(folder)
     missing, extra = sums.keys() - found.keys(), found.keys() - sums.keys() - {SUMS, *SIGNATURES}
-    changed = [name for name, digest in sums.items() if name in found and _digest(found[name]) != digest]
+    changed = [name for name, digest in sums.items()
+               if name in found and _digest(found[name]) != digest]
     return dict(missing=sorted(missing), changed=sorted(changed), extra=sorted(extra))
 
 # %% ../nbs/93_manifest.ipynb #4e6f389a
@@ -354,7 +370,8 @@ class Predecessor(NamedTuple):
     sums: str     # SHA-256 of its SHA256SUMS
     folder: str = ""  # where it was found
 
-    def cited(self) -> dict: return dict(request=self.request, weights=self.weights, sums=self.sums)  # without a path
+    def cited(self) -> dict:  # without a path
+        return dict(request=self.request, weights=self.weights, sums=self.sums)
 
     def produced(self, model: nn.Module) -> bool:
         "Whether these are the weights that it produced."
@@ -365,7 +382,8 @@ def _read_report(folder, name="report.json") -> dict:
     path, wanted = Path(folder)/name, read_sums(folder).get(name)
     data = _read_limited(path, LARGEST)
     if hashlib.sha256(data).hexdigest() != wanted:
-        raise ValueError(f"{path} is not the file that {SUMS} names: take the folder as it was handed over")
+        raise ValueError(f"{path} is not the file that {SUMS} names: "
+                         "take the folder as it was handed over")
     try: report = json.loads(data)
     except (ValueError, RecursionError) as e: raise ValueError(f"{path} is not JSON ({e})") from e
     if isinstance(report, dict): return report
@@ -377,12 +395,15 @@ def _cited(report: dict, section: str, field: str, form: str, path) -> str:
     value = report.get(section)
     value = value.get(field) if isinstance(value, dict) else None
     if isinstance(value, str) and re.fullmatch(form, value): return value
-    raise ValueError(f"{path} is no report of a request: its {section}.{field} is {str(value)[:80]!r}")
+    raise ValueError(f"{path} is no report of a request: "
+                     f"its {section}.{field} is {str(value)[:80]!r}")
 
 def predecessor(folder) -> Predecessor:
     "What a next request cites of a folder that was handed over. `ValueError` names what is wrong with it."
     report, path = _read_report(folder), Path(folder)/"report.json"
-    if report.get("refused"): raise ValueError(f"{path} hands over no weights ({report['refused']}): nothing goes on from it")
+    if report.get("refused"):
+        raise ValueError(f"{path} hands over no weights ({report['refused']}): "
+                         "nothing goes on from it")
     request = _cited(report, "request", "id", r"[^\x00-\x1f]{1,200}", path)
     weights = _cited(report, "weights", "after", "[0-9a-f]{64}", path)
     return Predecessor(request, weights, _digest(Path(folder)/SUMS), str(folder))
@@ -394,9 +415,12 @@ def listed(
     images: Images,
 ) -> int:
     "How many of the images an earlier request named for removal. `ValueError`: another key, or not as it was handed over."
-    manifest, said = (_read_report(earlier.folder, name) for name in ("manifest.json", "report.json"))
+    manifest, said = (_read_report(earlier.folder, name)
+                      for name in ("manifest.json", "report.json"))
     _refuse_other(manifest, key)
     if said.get("said", {}).get("wrong_labels"): return 0
-    gone, parts = {item["content"] for item in manifest["items"]}, in_parts(torch.arange(len(images)), images.shape)
-    hashes = (_content(key, manifest["request"], x) for at in parts for x in images.take(at.to(images.device)).cpu())
+    gone, parts = ({item["content"] for item in manifest["items"]},
+                   in_parts(torch.arange(len(images)), images.shape))
+    hashes = (_content(key, manifest["request"], x)
+              for at in parts for x in images.take(at.to(images.device)).cpu())
     return sum(h in gone for h in hashes)

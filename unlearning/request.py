@@ -44,10 +44,12 @@ from .datasets.source import Source
 from .datasets.yours import PlainFolder, from_dataset
 from .ensemble import Store, architecture, describe, environment, hash_of
 from .images import Images, Split, batches, pixel_hashes
-from .manifest import Predecessor, check_name, hand_over, listed, make_manifest, refuse_taken, weights_fingerprint
+from .manifest import (Predecessor, check_name, hand_over, listed, make_manifest,
+                                 refuse_taken, weights_fingerprint)
 from .methods.budget import WITHIN, Budget, numbers_used
-from .metrics.evidence import (ENOUGH, FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE, ClassAUC, Verdict, class_auc, evidence,
-                                         ranks, svc_in_proportion, verdict)
+from .metrics.evidence import (ENOUGH, FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE,
+                                         ClassAUC, Verdict, class_auc, evidence, ranks,
+                                         svc_in_proportion, verdict)
 from .metrics.forget_quality import Interval, statistic
 from .metrics.memory_left import LEAST, memory_left
 from .models import copy_network, outputs
@@ -60,21 +62,25 @@ from .weights import export, load_weights, save_weights
 def by_name(text: str):
     "What `module:name` means. `ValueError`: there is no such module, or nothing of that name in it."
     module, colon, name = text.partition(":")
-    if not (module and colon and name): raise ValueError(f"{text!r} names nothing: write module:function")
+    if not (module and colon and name):
+        raise ValueError(f"{text!r} names nothing: write module:function")
     try: found = importlib.import_module(module)
     except ModuleNotFoundError as e:
         if e.name != module.partition(".")[0]: raise  # it is there, and misses another
-        raise ValueError(f"there is no module {module!r} (of {text!r}): is its folder in PYTHONPATH?") from e
+        raise ValueError(f"there is no module {module!r} (of {text!r}): "
+                         "is its folder in PYTHONPATH?") from e
     if not hasattr(found, name): raise ValueError(f"module {module!r} has no {name!r}")
     return getattr(found, name)
 
 # %% ../nbs/95_request.ipynb #87974545
 def _made(make, classes):
     "What a builder gives, of the number of classes if it asks for it. `ValueError`: no network."
-    asks = [p for p in inspect.signature(make).parameters.values() if p.default is p.empty or p.name == "num_classes"]
+    asks = [p for p in inspect.signature(make).parameters.values()
+            if p.default is p.empty or p.name == "num_classes"]
     net = make(classes) if asks else make()
     if isinstance(net, nn.Module): return net
-    raise ValueError(f"{make.__module__}:{make.__name__} gave a {type(net).__name__}: it has to give the network")
+    raise ValueError(f"{make.__module__}:{make.__name__} gave a {type(net).__name__}: "
+                     "it has to give the network")
 
 def build(network: str, classes: int) -> nn.Module:
     "A network by its name: torchvision's, timm's, or `module:function` (of the number of classes, or of nothing)."
@@ -83,14 +89,15 @@ def build(network: str, classes: int) -> nn.Module:
         return torchvision.models.get_model(network, weights=None, num_classes=classes)
     try: import timm
     except ModuleNotFoundError:
-        raise ValueError(f"torchvision has no network {network!r} for images' classes, and timm is not installed: pip "
-                         "install timm, or name a module:function") from None
+        raise ValueError(f"torchvision has no network {network!r} for images' classes, and timm is "
+                         "not installed: pip install timm, or name a module:function") from None
     return timm.create_model(network, num_classes=classes)
 
 # %% ../nbs/95_request.ipynb #cb4c3262
 def evaluation(size: int, mean, std):  # the transform of a folder's images
     "The middle of each image as a square of `size` pixels, normalised."
-    steps = [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    steps = [v2.Resize(size), v2.CenterCrop(size), v2.ToImage(),
+             v2.ToDtype(torch.float32, scale=True)]
     return v2.Compose([*steps, v2.Normalize(mean, std)])
 
 def data_of(where: str, transform=None):  # a Dataset
@@ -104,8 +111,10 @@ def source_of(train: str, test: str, size: int | None = None, mean=None, std=Non
     "The data of a request; the classes of folders in torchvision's order. `ValueError`: what is missing."
     folders = [where for where in (train, test) if Path(where).is_dir()]
     if folders and None in (size, mean, std):
-        raise ValueError(f"{folders[0]} is a folder: say size, mean and std, those of the network's training")
-    sets = [data_of(where, evaluation(size, mean, std) if where in folders else None) for where in (train, test)]
+        raise ValueError(f"{folders[0]} is a folder: "
+                         "say size, mean and std, those of the network's training")
+    sets = [data_of(where, evaluation(size, mean, std) if where in folders else None)
+            for where in (train, test)]
     if len(folders) == 2 and sets[0].classes != sets[1].classes:
         odd = sorted(set(sets[0].classes) ^ set(sets[1].classes))[0]
         raise ValueError(f"{train} and {test} have different classes: {odd!r} is in one of them")
@@ -115,8 +124,10 @@ def source_of(train: str, test: str, size: int | None = None, mean=None, std=Non
 def comparable_images(folder: str, source: Source, size: int, mean, std) -> Images:
     "Images of a folder with a subfolder for some of the classes: of the kind of what must go, never trained on."
     class Within(PlainFolder):
-        def find_classes(self, _): return list(source.classes), {name: i for i, name in enumerate(source.classes)}
-    if odd := {p.name for p in Path(folder).iterdir() if p.is_dir() and not hidden(p.name)} - set(source.classes):
+        def find_classes(self, _):
+            return list(source.classes), {name: i for i, name in enumerate(source.classes)}
+    if odd := ({p.name for p in Path(folder).iterdir() if p.is_dir() and not hidden(p.name)}
+               - set(source.classes)):
         raise ValueError(f"{folder} has a class {odd.pop()!r} that train has not: use its names")
     alike = Within(folder, evaluation(size, mean, std), allow_empty=True)
     return from_dataset(alike, alike, list(source.classes), mean=mean, std=std).test
@@ -126,7 +137,8 @@ def make_example(folder, n=900, forget=90, epochs=20) -> dict:  # parameters of 
     "A folder of digits under noise, a network that has learned them by heart, and a list of files that must go."
     folder, rng = Path(folder), np.random.default_rng(0)
     pixels, digit = load_digits(return_X_y=True)
-    pixels = (255 * (pixels / 16 + rng.normal(0, 0.4, pixels.shape))).clip(0, 255).astype("uint8").reshape(-1, 8, 8)
+    pixels = ((255 * (pixels / 16 + rng.normal(0, 0.4, pixels.shape)))
+              .clip(0, 255).astype("uint8").reshape(-1, 8, 8))
     order = rng.permutation(len(digit))
     for k, i in enumerate(order):
         path = folder / ("train" if k < n else "test") / str(digit[i]) / f"{i:04}.png"
@@ -134,15 +146,17 @@ def make_example(folder, n=900, forget=90, epochs=20) -> dict:  # parameters of 
         Image.fromarray(pixels[i]).convert("RGB").save(path)
     gone = rng.choice(order[:n], forget, replace=False)
     (folder / "forget.txt").write_text("".join(f"{digit[i]}/{i:04}.png\n" for i in sorted(gone)))
-    made = dict(train=str(folder / "train"), test=str(folder / "test"), forget=str(folder / "forget.txt"), size=8,
-                mean=[0.4] * 3, std=[0.4] * 3, builder="unlearning.models:small_resnet")
+    made = dict(train=str(folder / "train"), test=str(folder / "test"),
+                forget=str(folder / "forget.txt"), size=8, mean=[0.4] * 3, std=[0.4] * 3,
+                builder="unlearning.models:small_resnet")
     return made | _trained(folder, made, epochs)
 
 # %% ../nbs/95_request.ipynb #40767d32
 def _trained(folder, made, epochs, lr=0.05) -> dict:
     "As anybody trains: a network, a loader, an optimizer."
     torch.manual_seed(0)
-    sets = [ImageFolder(made[k], evaluation(made["size"], made["mean"], made["std"])) for k in ("train", "test")]
+    sets = [ImageFolder(made[k], evaluation(made["size"], made["mean"], made["std"]))
+            for k in ("train", "test")]
     net, loader = build(made["builder"], 10).train(), DataLoader(sets[0], 32, shuffle=True)
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * len(loader))
@@ -151,10 +165,11 @@ def _trained(folder, made, epochs, lr=0.05) -> dict:
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x), y).backward()
             optimizer.step(), schedule.step()
-    with torch.no_grad(): right = [net.eval()(x).argmax(1) == y for x, y in DataLoader(sets[1], 250)]
+    with torch.no_grad():
+        right = [net.eval()(x).argmax(1) == y for x, y in DataLoader(sets[1], 250)]
     torch.save(net.state_dict(), folder / "network.pt")
-    return dict(checkpoint=str(folder / "network.pt"), epochs=float(epochs), batch_size=32, lr=lr, optimizer="sgd",
-                accuracy=round(100 * torch.cat(right).float().mean().item(), 1))
+    return dict(checkpoint=str(folder / "network.pt"), epochs=float(epochs), batch_size=32, lr=lr,
+                optimizer="sgd", accuracy=round(100 * torch.cat(right).float().mean().item(), 1))
 
 # %% ../nbs/95_request.ipynb #a041b2c8
 @dataclass
@@ -182,12 +197,14 @@ class Request:
     facts: dict = field(default_factory=dict, repr=False)  # what was found: `report.json`
 
     def __post_init__(self):
-        self.id, self.asked_on = self.id or f"{date.today()}-{secrets.token_hex(3)}", str(self.asked_on)
+        self.id, self.asked_on = (self.id or f"{date.today()}-{secrets.token_hex(3)}",
+                                  str(self.asked_on))
         _check(self)
         self.tuning, self.held_out = (images.to(self.device) for images in halves(unknown(self)))
         self.unseen = self.held_out if self.comparable is None else _checked(self).to(self.device)
-        self.said = dict(recipe=self.recipe if isinstance(self.recipe, str) else "an object", trials=self.trials,
-                         references=self.references, wrong_labels=self.wrong_labels)
+        self.said = dict(recipe=self.recipe if isinstance(self.recipe, str) else "an object",
+                         trials=self.trials, references=self.references,
+                         wrong_labels=self.wrong_labels)
 
     @property
     def device(self): return self.split.train.device
@@ -196,67 +213,83 @@ class Request:
 def _check(r: Request):
     "`ValueError` for what would only come out after the work."
     check_name(r.id)
-    if "/" in r.id or len(r.id) > 200: raise ValueError(f"id is {r.id!r}: up to 200 characters, without /")
-    if r.id == "references": raise ValueError("id is 'references': the folder of retrained networks is called so")
+    if "/" in r.id or len(r.id) > 200:
+        raise ValueError(f"id is {r.id!r}: up to 200 characters, without /")
+    if r.id == "references":
+        raise ValueError("id is 'references': the folder of retrained networks is called so")
     checked_training(r.training, str(r.device))
-    kinds = [r.split.train.source.dtype, r.split.test.source.dtype]  # copies are found by their pixels
-    if kinds[0] != kinds[1]: raise ValueError(f"train's images are {kinds[0]} and test's {kinds[1]}: give both as bytes")
+    # copies are found by their pixels
+    kinds = [r.split.train.source.dtype, r.split.test.source.dtype]
+    if kinds[0] != kinds[1]:
+        raise ValueError(f"train's images are {kinds[0]} and test's {kinds[1]}: "
+                         "give both as bytes")
     if r.recipe != "auto" and not isinstance(r.recipe, Recipe) and r.recipe not in WITHIN:
         raise ValueError(f"there is no recipe {r.recipe!r}: use auto, {', '.join(WITHIN)}")
-    if not r.max_test_drop >= 0: raise ValueError(f"max_test_drop is {r.max_test_drop}: points, 0 or more")
+    if not r.max_test_drop >= 0:
+        raise ValueError(f"max_test_drop is {r.max_test_drop}: points, 0 or more")
     if r.trials < 1: raise ValueError(f"trials is {r.trials}: at least 1 of each method")
     if r.asked_on: _date(r.asked_on)
     if r.named is not None and not 0 < r.named <= len(r.split.forget):
-        raise ValueError(f"named is {r.named}: of {len(r.split.forget)} images that go, 1 at least and all at most")
-    if not 0 < r.budget <= 100: raise ValueError(f"budget is {r.budget}: percent of a training, above 0")
-    if r.train is not None and not callable(r.train): raise ValueError(f"train is {r.train!r}: pass a function")
+        raise ValueError(f"named is {r.named}: of {len(r.split.forget)} images that go, "
+                         "1 at least and all at most")
+    if not 0 < r.budget <= 100:
+        raise ValueError(f"budget is {r.budget}: percent of a training, above 0")
+    if r.train is not None and not callable(r.train):
+        raise ValueError(f"train is {r.train!r}: pass a function")
     if r.references and r.references < LEAST:
-        raise ValueError(f"references is {r.references}: {LEAST} at least, for fewer give no interval that holds; "
-                         "or 0")
+        raise ValueError(f"references is {r.references}: {LEAST} at least, "
+                         "for fewer give no interval that holds; or 0")
     if r.follows and not r.follows.produced(r.model):
         raise ValueError(f"these weights are not those that request {r.follows.request} produced: "
                          f"{r.follows.weights[:12]}…")
 
 def _date(text):
     try: date.fromisoformat(text)
-    except ValueError: raise ValueError(f"asked_on is {text!r}: write a date as 2031-07-01") from None
+    except ValueError:
+        raise ValueError(f"asked_on is {text!r}: write a date as 2031-07-01") from None
 
 # %% ../nbs/95_request.ipynb #b0356889
 FEWEST_TEST = 40
 
 def _learned(r) -> set:
     "Hashes of images that the network has been trained on: of train, and of earlier requests where at hand."
-    return set(pixel_hashes(r.split.train)) | set(pixel_hashes(r.earlier) if r.earlier is not None else ())
+    return (set(pixel_hashes(r.split.train))
+            | set(pixel_hashes(r.earlier) if r.earlier is not None else ()))
 
 def unknown(r: Request) -> Images:
     "Test images that the network has not been trained on."
     known, hashes = _learned(r), pixel_hashes(r.split.test)
     at = np.flatnonzero([h not in known for h in hashes])
     if len(at) >= FEWEST_TEST: return r.split.test[at]
-    raise ValueError(f"of {len(hashes)} test images {len(hashes) - len(at)} are in train, too: {FEWEST_TEST} at least that "
-                     "the network was not trained on are needed, to choose by and to judge by")
+    raise ValueError(f"of {len(hashes)} test images {len(hashes) - len(at)} are in train, too: "
+                     f"{FEWEST_TEST} at least that the network was not trained on are needed, "
+                     "to choose by and to judge by")
 
 def _checked(r) -> Images:
     "Comparable images, without those that tune. `ValueError`: trained on, or normalised otherwise."
     c, t = r.comparable, r.split.train
-    if c.shape != t.shape or not (torch.equal(c.mean.cpu(), t.mean.cpu()) and torch.equal(c.std.cpu(), t.std.cpu())):
-        raise ValueError(f"comparable images are {c.shape}, mean {c.mean.tolist()}, and train's {t.shape}, "
-                         f"{t.mean.tolist()}: prepare them alike")
+    if c.shape != t.shape or not (torch.equal(c.mean.cpu(), t.mean.cpu())
+                                  and torch.equal(c.std.cpu(), t.std.cpu())):
+        raise ValueError(f"comparable images are {c.shape}, mean {c.mean.tolist()}, "
+                         f"and train's {t.shape}, {t.mean.tolist()}: prepare them alike")
     if c.source.dtype != t.source.dtype:
-        raise ValueError(f"comparable images are {c.source.dtype}, and train's {t.source.dtype}: give both as bytes")
+        raise ValueError(f"comparable images are {c.source.dtype}, and train's {t.source.dtype}: "
+                         "give both as bytes")
     hashes, known, tuning = pixel_hashes(c), _learned(r), set(pixel_hashes(r.tuning))
     if n := sum(h in known for h in hashes):
-        raise ValueError(f"{n} of the comparable images are in train: name images that were never trained on")
+        raise ValueError(f"{n} of the comparable images are in train: "
+                         "name images that were never trained on")
     if (at := np.flatnonzero([h not in tuning for h in hashes])).size: return c[at]
-    raise ValueError("all comparable images are in test, in the half that chooses the recipe: name others")
+    raise ValueError("all comparable images are in test, in the half that chooses the recipe: "
+                     "name others")
 
 # %% ../nbs/95_request.ipynb #5e1a7e37
 def set_apart(split: Split, at) -> tuple:  # the split without them; those Images
     "Take images at these positions in train out of the split. `ValueError`: this request names one of them."
     twice = np.isin(split.forget.indices.cpu(), at)
     if twice.any():
-        raise ValueError(f"{twice.sum()} of the images are named now that were named in an earlier request: "
-                         "leave them out of one of the lists")
+        raise ValueError(f"{twice.sum()} of the images are named now "
+                         "that were named in an earlier request: leave them out of one of the lists")
     def outside(part): return part[np.flatnonzero(~np.isin(part.indices.cpu(), at))]
     earlier = split.retain[np.flatnonzero(np.isin(split.retain.indices.cpu(), at))]
     return replace(split, train=outside(split.train), retain=outside(split.retain)), earlier
@@ -271,9 +304,10 @@ def look(r: Request, key: bytes | None = None) -> pd.Series:
     make_manifest(r.split, bytes(32), r.id)  # what cannot be named in the end is refused now
     seen = check(r.model, r.split, accuracy=r.accuracy)
     parts = dict(test=len(r.split.test), tuning=len(r.tuning), evidence=len(r.held_out))
-    r.facts["look"] = dict(images=len(r.split.forget), different=len(set(pixel_hashes(r.split.forget))),
-                           test_accuracy=round(seen.test, 2), measured_on=seen.images, parameters=seen.parameters,
-                           test_images=parts | dict(known=parts["test"] - parts["tuning"] - parts["evidence"]))
+    r.facts["look"] = dict(
+        images=len(r.split.forget), different=len(set(pixel_hashes(r.split.forget))),
+        test_accuracy=round(seen.test, 2), measured_on=seen.images, parameters=seen.parameters,
+        test_images=parts | dict(known=parts["test"] - parts["tuning"] - parts["evidence"]))
     r.facts["look"]["people"] = people_named(r.split)
     return pd.Series(r.facts["look"], name="seen", dtype=object)
 
@@ -283,8 +317,8 @@ def people_named(split) -> dict | None:
     if split.forget.identities is None: return None
     gone, kept = (part.identities.cpu() for part in (split.forget, split.retain))
     stay = torch.isin(kept, gone)
-    return dict(named=len(gone.unique()), whole=whole_people(split), in_part=len(kept[stay].unique()),
-                images_that_stay=int(stay.sum()))
+    return dict(named=len(gone.unique()), whole=whole_people(split),
+                in_part=len(kept[stay].unique()), images_that_stay=int(stay.sum()))
 
 def of_people(split) -> bool:
     "Whether most named images are of people with other training images, named or not."
@@ -294,22 +328,26 @@ def of_people(split) -> bool:
     return bool(np.mean(((named > 1) | np.isin(who, kept))[at]) >= 0.5)
 
 # %% ../nbs/95_request.ipynb #bac4be01
-BACK = ("{} retained images are named in request {}, from which this network comes, and would be taught again: "
-        "take them out of train, or list them as `earlier`")
+BACK = ("{} retained images are named in request {}, from which this network comes, "
+        "and would be taught again: take them out of train, or list them as `earlier`")
 
 def refuse_left(r):
     "`ValueError`: what would go on teaching what must go, or cannot be judged."
     copies = r.split.copies
     n = copies[copies.part == "retain"].twin.nunique()
     if n and not r.wrong_labels:  # there, a copy may well have the right label
-        raise ValueError(f"{n} retained images are identical to images that must go, and would go on teaching them: "
+        raise ValueError(f"{n} retained images are identical to images that must go, "
+                         "and would go on teaching them: "
                          "load_split(…, copies=True) lets them go as well")
     if not len(of_classes(r.split.retain, r.split.forget)):
-        raise ValueError("whole classes must go, and nothing of them is retained: no image would be left to compare "
-                         "with. A study (experiments/cifar10) compares with retrained networks")
-    again = set(pixel_hashes(r.split.train)) & set(pixel_hashes(r.earlier)) if r.earlier is not None else ()
+        raise ValueError("whole classes must go, and nothing of them is retained: "
+                         "no image would be left to compare with. "
+                         "A study (experiments/cifar10) compares with retrained networks")
+    again = (set(pixel_hashes(r.split.train)) & set(pixel_hashes(r.earlier))
+             if r.earlier is not None else ())
     if again:
-        raise ValueError(f"{len(again)} images of earlier requests are still in train: take them out, `set_apart`")
+        raise ValueError(f"{len(again)} images of earlier requests are still in train: "
+                         "take them out, `set_apart`")
 
 # %% ../nbs/95_request.ipynb #9b23dc9c
 def once(images: Images) -> Images:
@@ -319,7 +357,8 @@ def once(images: Images) -> Images:
 def looked_at(r: Request) -> dict:  # Images by name
     "What evidence is made of: of the classes of what must go; `held_out` says what test accuracy does."
     forget = r.split.forget if r.wrong_labels else once(r.split.forget)
-    parts = dict(forget=forget, unseen=once(of_classes(r.unseen, forget)), retain=of_classes(r.split.retain, forget, MOST))
+    parts = dict(forget=forget, unseen=once(of_classes(r.unseen, forget)),
+                 retain=of_classes(r.split.retain, forget, MOST))
     if r.earlier is not None: parts["earlier"] = once(r.earlier).to(r.device)
     return parts | dict(held_out=r.held_out)
 
@@ -331,20 +370,23 @@ def answers(r: Request, net) -> tuple:  # logits and classes by name, see `looke
 def values(z, classes) -> dict: return {k: statistic(z[k], classes[k]) for k in z}
 
 # %% ../nbs/95_request.ipynb #c9d96b06
-PEOPLE = ("Most of the named images are of people with several training images, and the test images may show others: how "
-          "surely a network without the named images would answer them, these cannot say. What would "
-          "help: references, networks retrained without them (see below if there are any). Unseen images of the same "
-          "people, named as comparable, can show a trace, but not that there is none.")
-KNOWN = ("The unseen images show the same people, whom the network may know from the named images: that nothing stands out "
-         "beside them does not say that the people were forgotten. What would help: references, networks retrained "
-         "without them (see below if there are any). As for these images alone:")
+PEOPLE = ("Most of the named images are of people with several training images, "
+          "and the test images may show others: how surely a network without the named images "
+          "would answer them, these cannot say. What would help: references, networks retrained "
+          "without them (see below if there are any). Unseen images of the same people, "
+          "named as comparable, can show a trace, but not that there is none.")
+KNOWN = ("The unseen images show the same people, whom the network may know from the named images: "
+         "that nothing stands out beside them does not say that the people were forgotten. "
+         "What would help: references, networks retrained without them "
+         "(see below if there are any). As for these images alone:")
 
 def judged(r, e) -> Verdict:
     "The verdict on evidence; none where the unseen images are no measure."
     v = verdict(e, r.split.classes)
     if r.comparable is None: return Verdict(UNDECIDABLE, PEOPLE) if of_people(r.split) else v
     if not whole_people(r.split): return v  # of somebody who stays in part, the network may know
-    return v if v.word == FOUND else Verdict(UNDECIDABLE, f"{KNOWN} {v.sentence[0].lower()}{v.sentence[1:]}")
+    return v if v.word == FOUND else Verdict(
+        UNDECIDABLE, f"{KNOWN} {v.sentence[0].lower()}{v.sentence[1:]}")
 
 # %% ../nbs/95_request.ipynb #b0795cb2
 def limits(r: Request) -> pd.Series:
@@ -354,27 +396,32 @@ def limits(r: Request) -> pd.Series:
     s = values(r.before, r.classes)
     e = evidence(s, s, r.classes, comparable=r.comparable is not None)
     r.facts["limits"] = dict(retained_rank=round(e.memory.auc.value, 1), p=e.memory.p,
-                             smallest_share=finite(e.smallest), unlike=bool(e.kind and e.kind.p < UNLIKE),
-                             says=str(judged(r, e)), people=of_people(r.split), whole=whole_people(r.split))
+                             smallest_share=finite(e.smallest),
+                             unlike=bool(e.kind and e.kind.p < UNLIKE), says=str(judged(r, e)),
+                             people=of_people(r.split), whole=whole_people(r.split))
     return pd.Series(r.facts["limits"], name="before the work", dtype=object)
 
-def finite(x, digits=1): return round(float(x), digits) if np.isfinite(x) else None  # JSON has no infinity
+def finite(x, digits=1):
+    return round(float(x), digits) if np.isfinite(x) else None  # JSON has no infinity
 
 # %% ../nbs/95_request.ipynb #ce4649d7
 def _named(r) -> Found:
     "The recipe that the owner named."
     if isinstance(r.recipe, Recipe): return Found(r.recipe, {}, pd.DataFrame())
-    budget, numbers = Budget(r.split, r.training, r.budget / 100), told(r.recipe, right(r.model, r.tuning))
-    return Found(WITHIN[r.recipe](budget, **numbers), numbers_used(r.recipe, budget, numbers), pd.DataFrame())
+    budget, numbers = (Budget(r.split, r.training, r.budget / 100),
+                       told(r.recipe, right(r.model, r.tuning)))
+    return Found(WITHIN[r.recipe](budget, **numbers), numbers_used(r.recipe, budget, numbers),
+                 pd.DataFrame())
 
 def choose(r: Request, say=None) -> pd.DataFrame:
     "The recipe: as named, or found by `auto`. The trials; none where it was named."
     r.found = _named(r) if r.recipe != "auto" else auto(
-        r.model, r.split, r.tuning, r.training, r.budget / 100, r.max_test_drop, r.wrong_labels, trials=r.trials,
-        seed=r.seed, say=say)
+        r.model, r.split, r.tuning, r.training, r.budget / 100, r.max_test_drop, r.wrong_labels,
+        trials=r.trials, seed=r.seed, say=say)
     recipe, trials = r.found.recipe, r.found.trials
-    r.facts["recipe"] = dict(title=recipe.title or recipe.name, source=recipe.source, numbers=r.found.numbers,
-                             settings=describe(recipe), trials=json.loads(trials.to_json(orient="records")))
+    r.facts["recipe"] = dict(title=recipe.title or recipe.name, source=recipe.source,
+                             numbers=r.found.numbers, settings=describe(recipe),
+                             trials=json.loads(trials.to_json(orient="records")))
     return trials
 
 # %% ../nbs/95_request.ipynb #04f70cda
@@ -405,8 +452,8 @@ def paired(before, after) -> Interval:  # whether each image is right, twice
     half = 1.96 * ((np.abs(lost).sum() + 1) / n - middle**2) ** 0.5 / n**0.5
     return Interval(*(100 * x for x in (lost.mean(), middle - half, middle + half)))
 
-COSTLY = ("test accuracy fell by {:.1f} points (95 % interval {:.1f} to {:.1f}) on images that had no part in the "
-          "choice of the method, and {:.1f} were allowed")
+COSTLY = ("test accuracy fell by {:.1f} points (95 % interval {:.1f} to {:.1f}) on images "
+          "that had no part in the choice of the method, and {:.1f} were allowed")
 
 def refusal(r, drop) -> str:
     "Why the weights are not handed over; empty: they are."
@@ -415,11 +462,12 @@ def refusal(r, drop) -> str:
     if drop.value > r.max_test_drop: return costly
     return _not_repaired(r) if r.wrong_labels else ""
 
-NOT_REPAIRED = ("the given labels are said of {:.0f} % of these images, before it was {:.0f} %: nothing was repaired; see "
-                "whether they are wrong")
+NOT_REPAIRED = ("the given labels are said of {:.0f} % of these images, before it was {:.0f} %: "
+                "nothing was repaired; see whether they are wrong")
 
 def _not_repaired(r) -> str:
-    before, after = (100 * (z["forget"].argmax(1) == r.classes["forget"]).mean() for z in (r.before, r.after))
+    before, after = (100 * (z["forget"].argmax(1) == r.classes["forget"]).mean()
+                     for z in (r.before, r.after))
     return NOT_REPAIRED.format(after, before) if after >= before else ""
 
 # %% ../nbs/95_request.ipynb #4029fe72
@@ -429,7 +477,8 @@ def weigh(r: Request) -> Verdict:
     e = evidence(before, after, r.classes, comparable=r.comparable is not None)
     r.verdict = judged(r, e)
     r.facts["evidence"] = {name: plain(x) for name, x in vars(e).items()}
-    def apart(s): return sorted(rank_rows(s, r.classes), key=lambda row: row[0] or 0.)  # or a pair would tell its image
+    def apart(s):  # or a pair would tell its image
+        return sorted(rank_rows(s, r.classes), key=lambda row: row[0] or 0.)
     r.facts["ranks"] = dict(before=apart(before), after=apart(after))
     r.facts["verdict"] = dict(word=_counted(r.verdict.word, e.after.n), sentence=r.verdict.sentence)
     return r.verdict
@@ -446,8 +495,10 @@ def weigh_earlier(r: Request) -> str | None:
     if r.earlier is None or r.wrong_labels: return None
     now = values({k: r.after[k] for k in ("earlier", "held_out")}, r.classes)
     y, unseen = (r.classes[k] for k in ("earlier", "held_out"))
-    unlike = r.comparable is not None or r.earlier.identities is not None or r.facts["limits"]["unlike"]
-    if unlike or not np.isin(y, unseen).any(): return _earlier(r, UNDECIDABLE)  # test is no measure of them
+    unlike = (r.comparable is not None or r.earlier.identities is not None
+              or r.facts["limits"]["unlike"])
+    if unlike or not np.isin(y, unseen).any():  # test is no measure of them
+        return _earlier(r, UNDECIDABLE)
     found = class_auc(now["earlier"], y, now["held_out"], unseen)
     not_found = NOT_FOUND.format(found.n) if _in_reach(r, found) else UNDECIDABLE
     return _earlier(r, FOUND if found.p < LEVEL else not_found, found)
@@ -474,7 +525,8 @@ def attack(r: Request) -> pd.DataFrame:  # percent called non-members
     def shares(x): return {k: plain(v) for k, v in x._asdict().items()}
     r.facts["attacks"] = {name: shares(x) for name, x in found.shares.items()}
     r.facts["attacks_with_few"], r.facts["attacks_without"] = found.few, found.left_out
-    return pd.DataFrame({name: share._asdict() for name, share in found.shares.items()}).T.astype(str)
+    return pd.DataFrame({name: share._asdict()
+                         for name, share in found.shares.items()}).T.astype(str)
 
 # %% ../nbs/95_request.ipynb #13d53399
 def share(right) -> Interval:
@@ -487,7 +539,8 @@ def said(r: Request) -> pd.DataFrame:  # rows given, true (where known); columns
     labels = dict(given=r.classes["forget"])
     if r.split.forget.truth is not None: labels["true"] = r.split.forget.truth.cpu().numpy()
     answer = {when: z["forget"].argmax(1) for when, z in (("before", r.before), ("after", r.after))}
-    return pd.DataFrame({when: {name: share(z == y) for name, y in labels.items()} for when, z in answer.items()})
+    return pd.DataFrame({when: {name: share(z == y) for name, y in labels.items()}
+                         for when, z in answer.items()})
 
 # %% ../nbs/95_request.ipynb #6d2e15f6
 BETTER, WORSE = "test accuracy rose", "test accuracy fell"
@@ -497,21 +550,25 @@ def weigh_labels(r: Request) -> Verdict:
     "Whether the network is the better for it."
     drop, seen = accuracy_lost(r), said(r)
     word = BETTER if drop.high < 0 else WORSE if drop.low > 0 else AS_BEFORE.format(len(r.held_out))
-    parts = [f"the {name} label of {row.before.value:.0f} % before and of {row.after.value:.0f} % after"
-             for name, row in seen.iterrows()]
-    sentence = f"Of {len(r.split.forget)} images with wrong labels the network says {' and '.join(parts)}."
+    parts = [f"the {name} label of {row.before.value:.0f} % before "
+             f"and of {row.after.value:.0f} % after" for name, row in seen.iterrows()]
+    sentence = (f"Of {len(r.split.forget)} images with wrong labels "
+                f"the network says {' and '.join(parts)}.")
     r.verdict = Verdict(word, sentence)
-    r.facts["labels"] = {name: dict(before=plain(row.before), after=plain(row.after)) for name, row in seen.iterrows()}
+    r.facts["labels"] = {name: dict(before=plain(row.before), after=plain(row.after))
+                         for name, row in seen.iterrows()}
     r.facts["verdict"] = dict(word=word, sentence=sentence)
     return r.verdict
 
 # %% ../nbs/95_request.ipynb #95aa0001
-DOUBT = ("The retrained networks are right on {:.0f} % of the named images, as the network is on those that it was "
-         "trained on ({:.0f} %; unseen: {:.0f} %): did the training leave the named images out?")
+DOUBT = ("The retrained networks are right on {:.0f} % of the named images, as the network is "
+         "on those that it was trained on ({:.0f} %; unseen: {:.0f} %): "
+         "did the training leave the named images out?")
 
 def _doubt(r, retrained) -> str:
     "Whether references may have been trained on what must go."
-    seen, unseen = (100 * (r.before[k].argmax(1) == r.classes[k]).mean() for k in ("retain", "unseen"))
+    seen, unseen = (100 * (r.before[k].argmax(1) == r.classes[k]).mean()
+                    for k in ("retain", "unseen"))
     if retrained < seen - 2 or seen < unseen + 10: return ""
     warnings.warn(text := DOUBT.format(retrained, seen, unseen))
     return text
@@ -528,10 +585,12 @@ NOT_DECIDED = "Test images do not decide it, and references, which were made, do
 def _overrule(r, facts):
     "References say what test images cannot, and go before them where they find something."
     word = UNDECIDABLE if facts["doubt"] else by_references(facts["memory"], facts["distance"])
-    if r.verdict.word == UNDECIDABLE: r.verdict = Verdict(word, NOT_DECIDED * (word == UNDECIDABLE) + _against(facts))
+    if r.verdict.word == UNDECIDABLE:
+        r.verdict = Verdict(word, NOT_DECIDED * (word == UNDECIDABLE) + _against(facts))
     elif word == FOUND != r.verdict.word: r.verdict = Verdict(FOUND, _against(facts))
     else: return  # what test images said stands
-    r.facts["verdict"] = dict(word=_counted(r.verdict.word, len(r.classes["forget"])), sentence=r.verdict.sentence)
+    r.facts["verdict"] = dict(word=_counted(r.verdict.word, len(r.classes["forget"])),
+                              sentence=r.verdict.sentence)
 
 # %% ../nbs/95_request.ipynb #1383acef
 def refer(r: Request, folder, jobs: int = -1) -> pd.Series:
@@ -540,7 +599,8 @@ def refer(r: Request, folder, jobs: int = -1) -> pd.Series:
     networks = _by_training(r, folder, jobs) if r.train is None else _by_owner(r, folder)
     lineages = [pair for pair in _pairs(r, networks) if pair]
     facts = dict(asked=r.references, networks=len(lineages), right=_rights_of(r, networks))
-    facts |= NO_SHARES | dict(doubt="", word=_poor(r, facts["right"]) or _too_few(len(lineages), r.references))
+    facts |= NO_SHARES | dict(doubt="", word=(_poor(r, facts["right"])
+                                              or _too_few(len(lineages), r.references)))
     if not facts["word"]: facts |= _compared(r, lineages, exchangeable)
     r.facts["references"] = facts
     if "evidence" in r.facts: _overrule(r, facts)
@@ -558,23 +618,29 @@ def _compared(r, lineages, exchangeable) -> dict:
     "Memory left, mark and distance: percent [value, low, high]."
     nets, parts = dict(zip("URC", zip(*lineages)), O=[r.model] * len(lineages)), looked_at(r)
     def rights(which, part): return np.stack([right(net, parts[part]) for net in nets[which]])
-    forgotten, unseen = (rights(which, "forget") for which in "ORUC"), (rights(which, "unseen") for which in "RC")
-    m, retrained = memory_left(*forgotten, *unseen, exchangeable=exchangeable), 100 * rights("R", "forget").mean()
-    return {name: plain(getattr(m, name)) for name in NO_SHARES} | dict(word=m.word, doubt=_doubt(r, retrained))
+    forgotten, unseen = ((rights(which, "forget") for which in "ORUC"),
+                         (rights(which, "unseen") for which in "RC"))
+    m, retrained = (memory_left(*forgotten, *unseen, exchangeable=exchangeable),
+                    100 * rights("R", "forget").mean())
+    return {name: plain(getattr(m, name)) for name in NO_SHARES} | dict(
+        word=m.word, doubt=_doubt(r, retrained))
 
 # %% ../nbs/95_request.ipynb #b17a1901
 def _by_training(r, folder, jobs) -> list:
     "Retrained as a study retrains, in parallel; without those that diverged."
-    study = Study(replace(r.split, test=r.unseen), {}, folder, training=r.training, seeds=r.references, original=r.model,
-                  originals="one", jobs=jobs, permutations=0, device=str(r.device))
+    study = Study(replace(r.split, test=r.unseen), {}, folder, training=r.training,
+                  seeds=r.references, original=r.model, originals="one", jobs=jobs,
+                  permutations=0, device=str(r.device))
     kept = run_study(study).answers["retrain"].seeds
-    records = [Store(study.folder).load(t)[0] for t in network_tasks(study)["retrain"] if t.seed in kept]
+    records = [Store(study.folder).load(t)[0]
+               for t in network_tasks(study)["retrain"] if t.seed in kept]
     return [study.plan.filled(weights_in(arrays)).to(r.device).eval() for arrays in records]
 
 # %% ../nbs/95_request.ipynb #364efe51
 def _by_owner(r, folder) -> list:
     "Retrained by the owner's function, one after the other."
-    stem = hash_of(dict(split=r.split.fingerprint, train=describe(r.train), network=architecture(r.model)))[:16]
+    stem = hash_of(dict(split=r.split.fingerprint, train=describe(r.train),
+                        network=architecture(r.model)))[:16]
     paths = [Path(folder) / f"retrained-{stem}-{seed}.safetensors" for seed in range(r.references)]
     retrained = [_retrained(r, path, seed) for seed, path in enumerate(paths)]
     refuse_alike([path.read_bytes() for path in paths])
@@ -582,17 +648,18 @@ def _by_owner(r, folder) -> list:
 
 # %% ../nbs/95_request.ipynb #652e43c4
 NO_SHARES = dict.fromkeys(("memory", "mark", "distance"), [None] * 3)
-WEAK = ("a network retrained as `training` says is right on {retrained:.0f} % of unseen images, and the one in production on "
-        "{own:.0f} %: these are no references; was it trained in another way, from other weights or for longer? Then pass "
-        "a function, `train`")
+WEAK = ("a network retrained as `training` says is right on {retrained:.0f} % of unseen images, "
+        "and the one in production on {own:.0f} %: these are no references; was it trained "
+        "in another way, from other weights or for longer? Then pass a function, `train`")
 
 def _rights_of(r, retrained) -> dict:
     "Percent right: of the named images before, after and in retrained networks; of unseen ones in the latter and before."
     parts = looked_at(r)
     def of(net, part): return 100 * right(net, parts[part]).mean()
     def mean(part): return np.mean([of(net, part) for net in retrained]) if retrained else np.nan
-    found = dict(before=of(r.model, "forget"), after=of(r.unlearned, "forget"), retrained=mean("forget"),
-                 unseen=of(r.model, "held_out"), retrained_unseen=mean("held_out"))
+    found = dict(before=of(r.model, "forget"), after=of(r.unlearned, "forget"),
+                 retrained=mean("forget"), unseen=of(r.model, "held_out"),
+                 retrained_unseen=mean("held_out"))
     return {name: finite(x) for name, x in found.items()}
 
 def _poor(r, rights) -> str:
@@ -603,18 +670,22 @@ def _poor(r, rights) -> str:
 def _too_few(n, asked) -> str:
     "Why they are too few for an interval; empty: they are not."
     if n >= LEAST: return ""
-    return f"{asked - n} of {asked} diverged, in training or in unlearning, and {LEAST} at least are needed"
+    return (f"{asked - n} of {asked} diverged, in training or in unlearning, "
+            f"and {LEAST} at least are needed")
 
 NO_NETWORK = "the training function gave a {}: it has to give the network"
-SAME = "the training function gives the same network for seeds {} and {}: let the seed draw its weights and batches"
+SAME = ("the training function gives the same network for seeds {} and {}: "
+        "let the seed draw its weights and batches")
 
 def refuse_alike(files):
     for seed, one in enumerate(files):
         if one in files[:seed]: raise ValueError(SAME.format(files.index(one), seed))
 
-OTHER = "the training function gave another network than the one in production: layers or their sizes differ"
-POOR = ("a network that the training function made is right on {:.1f} % of the held-out test images, and the one in "
-        "production on {:.1f} %: it is no reference; trained too little, or with other images?")
+OTHER = ("the training function gave another network than the one in production: "
+         "layers or their sizes differ")
+POOR = ("a network that the training function made is right on {:.1f} % of the held-out test "
+        "images, and the one in production on {:.1f} %: it is no reference; "
+        "trained too little, or with other images?")
 
 ENOUGH_OF = 0.8  # of the accuracy of the network in production
 
@@ -645,8 +716,8 @@ def plain(x):
     if x is None or isinstance(x, str): return x
     if isinstance(x, Interval): return [finite(v, 2) for v in x]
     if isinstance(x, ClassAUC):
-        return dict(auc=plain(x.auc), spread=finite(x.spread), usual_spread=finite(x.usual), p=x.p, by=x.by, images=x.n,
-                    left_out=x.left_out)
+        return dict(auc=plain(x.auc), spread=finite(x.spread), usual_spread=finite(x.usual), p=x.p,
+                    by=x.by, images=x.n, left_out=x.left_out)
     return finite(x, 2)
 
 # %% ../nbs/95_request.ipynb #9fe44066
@@ -654,21 +725,26 @@ def utility(r: Request) -> pd.DataFrame:
     "Accuracy by class on the held-out half of test, percent, before and after."
     y = r.classes["held_out"]
     right = [z["held_out"].argmax(1) == y for z in (r.before, r.after)]
-    def line(name, at): return [name, int(at.sum()), *(finite(100 * x[at].mean(), 2) if at.any() else None for x in right)]
+    def line(name, at):
+        return [name, int(at.sum()),
+                *(finite(100 * x[at].mean(), 2) if at.any() else None for x in right)]
     rows = [line(name, y == c) for c, name in enumerate(r.split.classes)] + [line("all", y == y)]
-    return pd.DataFrame(rows, columns=["class", "test", "before", "after"], dtype=object)  # a class without images: None
+    # a class without images: None
+    return pd.DataFrame(rows, columns=["class", "test", "before", "after"], dtype=object)
 
 # %% ../nbs/95_request.ipynb #00fcf167
 @torch.no_grad()
 def refuse_other(r: Request, served):
     "`RuntimeError` if what was read back does not answer as the network that was measured."
     some, size = r.held_out[:MOST], 250
-    if hasattr(served, "graph"): some, size = some[:len(some) // 2 * 2], 2  # a program may take two at a time, no more
+    # a program may take two at a time, no more
+    if hasattr(served, "graph"): some, size = some[:len(some) // 2 * 2], 2
     z = torch.cat([outputs(served, batch.x).float().cpu() for batch in batches(some, size)])
     own = logits(r.unlearned, some)
-    if (z - own).abs().max() <= 1e-5 * own.abs().max().clamp(min=1) and torch.equal(z.argmax(1), own.argmax(1)): return
-    raise RuntimeError("the weights that were written do not answer as the network that was measured: nothing is "
-                       "handed over")
+    if ((z - own).abs().max() <= 1e-5 * own.abs().max().clamp(min=1)
+        and torch.equal(z.argmax(1), own.argmax(1))): return
+    raise RuntimeError("the weights that were written do not answer as the network "
+                       "that was measured: nothing is handed over")
 
 def _write_weights(r, path):
     save_weights(r.unlearned, path)
@@ -680,24 +756,28 @@ def _write_program(r, path):
 
 # %% ../nbs/95_request.ipynb #94fd988f
 NOT_SHOWN = (
-    "Weights cannot prove how they came about: only the procedure can be audited. This report says what was run, "
-    "with which settings and seeds, and what was measured afterwards; whether it was run more often, and this report is "
-    "one of several, it cannot say.",
-    "This procedure changes weights and nothing else. No file was deleted by it: neither in the training folder nor in "
-    "backups, caches, logs, thumbnails or copies elsewhere. Older versions of the weights, and models derived "
-    "from them, are as they were.",
-    "The verdict says whether a trace was found, not how much is left; where that can be estimated, it stands above. No "
-    "trace found does not say that nothing is left, but that as many images could not show it. Whether that answers the "
-    "request is for its parties to say.",
-    "The evidence is about confidence in the images' labels, and about these tests: another attack may see more. It "
-    "takes for granted that the unseen images are of the same kind as the named ones, and that each named image is a case "
-    "of its own: several pictures of one person or one scene are not.")
+    "Weights cannot prove how they came about: only the procedure can be audited. This report says "
+    "what was run, with which settings and seeds, and what was measured afterwards; "
+    "whether it was run more often, and this report is one of several, it cannot say.",
+    "This procedure changes weights and nothing else. No file was deleted by it: "
+    "neither in the training folder nor in backups, caches, logs, thumbnails or copies elsewhere. "
+    "Older versions of the weights, and models derived from them, are as they were.",
+    "The verdict says whether a trace was found, not how much is left; "
+    "where that can be estimated, it stands above. No trace found does not say that nothing is left, "
+    "but that as many images could not show it. "
+    "Whether that answers the request is for its parties to say.",
+    "The evidence is about confidence in the images' labels, and about these tests: "
+    "another attack may see more. It takes for granted that the unseen images are of the same kind "
+    "as the named ones, and that each named image is a case of its own: "
+    "several pictures of one person or one scene are not.")
 
-ALIKE = "What the network has learned from the named images and from many others alike, the others teach it, and it stays."
-OF_PEOPLE = ("Whether the network still knows the people on the named images is another question than whether it still "
-             "knows these images; without references nothing here answers it.")
+ALIKE = ("What the network has learned from the named images and from many others alike, "
+         "the others teach it, and it stays.")
+OF_PEOPLE = ("Whether the network still knows the people on the named images is another question "
+             "than whether it still knows these images; without references nothing here answers it.")
 
-OTHERS = "Wrong labels that nobody has named are as they were: in the files, and in what the network has learned."
+OTHERS = ("Wrong labels that nobody has named are as they were: in the files, "
+          "and in what the network has learned.")
 
 def _not_shown(r) -> list:
     if r.wrong_labels: return [*NOT_SHOWN[:2], OTHERS]  # the rest is about traces
@@ -706,29 +786,31 @@ def _not_shown(r) -> list:
 # %% ../nbs/95_request.ipynb #65afeb50
 SCHEMA = "unlearning request, 1"
 
-NOTHING_OF = dict.fromkeys(("limits", "evidence", "ranks", "attacks", "labels", "references", "earlier"))
+NOTHING_OF = dict.fromkeys(
+    ("limits", "evidence", "ranks", "attacks", "labels", "references", "earlier"))
 
 def report(r: Request) -> dict:
     "All that was found, as plain JSON data: `report.json`."
     given_out = None if r.facts["refused"] else weights_fingerprint(r.unlearned)
-    weights = dict(network=type(r.model).__name__, before=weights_fingerprint(r.model), after=given_out,
-                   masks=bool(masks(r.unlearned)))
-    head = dict(schema=SCHEMA, request=_asked(r), follows=r.follows and r.follows.cited(), said=_said(r),
-                weights=weights, data=_data(r))
+    weights = dict(network=type(r.model).__name__, before=weights_fingerprint(r.model),
+                   after=given_out, masks=bool(masks(r.unlearned)))
+    head = dict(schema=SCHEMA, request=_asked(r), follows=r.follows and r.follows.cited(),
+                said=_said(r), weights=weights, data=_data(r))
     tail = dict(utility=utility(r).to_dict("records"), does_not_show=_not_shown(r),
-                environment=environment() | dict(device=str(r.device), threads=torch.get_num_threads()))
+                environment=environment() | dict(device=str(r.device),
+                                                 threads=torch.get_num_threads()))
     return head | NOTHING_OF | r.facts | tail
 
 # %% ../nbs/95_request.ipynb #9d1a0894
 def _asked(r) -> dict:
     n = len(r.split.forget)
-    return dict(id=r.id, asked_by=r.asked_by, asked_on=r.asked_on, answered_on=str(date.today()), images=n,
-                named=n if r.named is None else r.named)
+    return dict(id=r.id, asked_by=r.asked_by, asked_on=r.asked_on,
+                answered_on=str(date.today()), images=n, named=n if r.named is None else r.named)
 
 def _data(r) -> dict:
     t = r.split.train
-    return dict(name=r.split.name, retained=len(r.split.retain), shape=list(r.split.image_shape), mean=t.mean.tolist(),
-                std=t.std.tolist())
+    return dict(name=r.split.name, retained=len(r.split.retain), shape=list(r.split.image_shape),
+                mean=t.mean.tolist(), std=t.std.tolist())
 
 def _called(f) -> str:
     while isinstance(f, partial): f = f.func
@@ -738,8 +820,9 @@ def _called(f) -> str:
 def _said(r) -> dict:
     "What the owner said: with it, the same call can be made again."
     train = None if r.train is None else _called(r.train)
-    return r.said | dict(training=describe(r.training), accuracy=r.accuracy, budget=r.budget, seed=r.seed, train=train,
-                         max_test_drop=r.max_test_drop, comparable=0 if r.comparable is None else len(r.comparable))
+    return r.said | dict(training=describe(r.training), accuracy=r.accuracy, budget=r.budget,
+                         seed=r.seed, train=train, max_test_drop=r.max_test_drop,
+                         comparable=0 if r.comparable is None else len(r.comparable))
 
 # %% ../nbs/95_request.ipynb #418b2782
 def hand_over_request(r: Request, out, key: bytes, paths=None) -> Path:
@@ -747,8 +830,8 @@ def hand_over_request(r: Request, out, key: bytes, paths=None) -> Path:
     facts = report(r)
     def text(content): return lambda path: path.write_text(content, encoding="utf-8")
     def as_json(content): return text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    writers = {"manifest.json": as_json(make_manifest(r.split, key, r.id, paths)), "report.json": as_json(facts),
-               "report.html": text(page(r, facts))}
+    writers = {"manifest.json": as_json(make_manifest(r.split, key, r.id, paths)),
+               "report.json": as_json(facts), "report.html": text(page(r, facts))}
     if not facts["refused"]:
         writers["unlearned.safetensors"] = lambda path: _write_weights(r, path)
         if masks(r.unlearned): writers["unlearned.pt2"] = lambda path: _write_program(r, path)
@@ -773,7 +856,8 @@ def labels_figure(r: Request):
     table = said(r)
     fig, ax = plt.subplots(figsize=(5, 2.3), layout="constrained")
     for name, color in zip(table.index, ("0.35", "0.75")):
-        ax.plot(["before", "after"], [x.value for x in table.loc[name]], "o-", color=color, label=f"the {name} label")
+        ax.plot(["before", "after"], [x.value for x in table.loc[name]], "o-", color=color,
+                label=f"the {name} label")
     ax.set(ylim=(0, 100), ylabel="images of which it is said [%]")
     fig.legend(loc="outside right upper", frameon=False)
     return fig
@@ -790,24 +874,31 @@ def _as_svg(fig) -> Markup:
 def page(r: Request, facts: dict) -> str:
     "`report.html`."
     source = files("unlearning").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    return template.render(**facts, done=done(facts), figure=_as_svg(figure(r)), says=paragraphs(facts))
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    return template.render(**facts, done=done(facts), figure=_as_svg(figure(r)),
+                           says=paragraphs(facts))
 
 def done(facts) -> list:  # (name, value)
-    recipe, cost, weights, n = facts["recipe"], facts["cost"], facts["weights"], facts["look"]["test_images"]
+    recipe, cost, weights, n = (facts["recipe"], facts["cost"], facts["weights"],
+                                facts["look"]["test_images"])
     trials = sum(row["round"] == 1 for row in recipe["trials"])
-    others = "other people" if (facts["look"]["people"] or {}).get("whole") else "other training images of the same classes"
+    others = ("other people" if (facts["look"]["people"] or {}).get("whole") else
+              "other training images of the same classes")
     where = "these very images" if facts["labels"] else others
     how = f"found in {trials} trials on {where}" if trials else "chosen by the owner"
     search = f"; the search for it took another {cost['percent_of_search']:.0f} %" if trials else ""
     known = f"; {n['known']} that the network has been trained on are left out" if n["known"] else ""
     return [("method", f"{recipe['title']}, {how}"), ("source", recipe["source"]),
-            ("effort", f"{cost['percent']:.1f} % of the work of training the network once, {cost['seconds']:.0f} seconds"
-                       + search),
-            ("data", f"{facts['data']['retained']:,} other training images, of which the method may make use"),
-            ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, {n['evidence']:,} {_serve(facts)}{known}"),
+            ("effort", f"{cost['percent']:.1f} % of the work of training the network once, "
+                       f"{cost['seconds']:.0f} seconds" + search),
+            ("data", f"{facts['data']['retained']:,} other training images, "
+                     "of which the method may make use"),
+            ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, "
+                            f"{n['evidence']:,} {_serve(facts)}{known}"),
             *_more(facts),
-            ("weights before", weights["before"]), ("weights after", weights["after"] or "not handed over"),
+            ("weights before", weights["before"]),
+            ("weights after", weights["after"] or "not handed over"),
             ("to be served", _served(facts))]
 
 # %% ../nbs/95_request.ipynb #95aa0007
@@ -818,17 +909,18 @@ def _more(facts) -> list:
     n, people = facts["said"]["comparable"], facts["look"].get("people")
     rows = [("comparable images", f"{n:,}, never trained on: the evidence is by these")] if n else []
     if people and people["in_part"]:
-        rows.append(("people", f"of {people['in_part']} of the {people['named']} people on the named images, "
-                     f"{people['images_that_stay']} other images stay"))
+        rows.append(("people", f"of {people['in_part']} of the {people['named']} people "
+                     f"on the named images, {people['images_that_stay']} other images stay"))
     return rows
 
 # %% ../nbs/95_request.ipynb #54e9a347
 def _served(facts) -> str:
     if facts["refused"]: return "the weights as they were"
     still = "; a trace was found in them" if facts["verdict"]["word"] == FOUND else ""
-    if not facts["weights"]["masks"]: return "unlearned.safetensors, in the network's own code" + still
-    return ("unlearned.pt2, a program of torch.export, which is what was measured; unlearned.safetensors has masks "
-            "that only this library reads") + still
+    if not facts["weights"]["masks"]:
+        return "unlearned.safetensors, in the network's own code" + still
+    return ("unlearned.pt2, a program of torch.export, which is what was measured; "
+            "unlearned.safetensors has masks that only this library reads") + still
 
 # %% ../nbs/95_request.ipynb #fc5d5851
 def signed(x, digits=1) -> str: return f"{round(x, digits) + 0.:+.{digits}f}".replace("-", "−")
@@ -838,46 +930,57 @@ def _reach(limits) -> str:
     size = limits["smallest_share"]
     if limits["unlike"] or size is None or limits["p"] >= LEVEL: return limits["says"]
     four = "a trace in four of five cases"
-    if size > 100: return f"a set of this size does not show {four} even if all is left of what the network remembers."
+    if size > 100:
+        return (f"a set of this size does not show {four} "
+                "even if all is left of what the network remembers.")
     never = " Without references, 'no trace was found' can therefore not be the outcome."
     rest = never if size > ENOUGH or limits["whole"] else ""
-    return f"a set of this size shows {four} if {size:.0f} % of what the network remembers is left.{rest}"
+    return (f"a set of this size shows {four} "
+            f"if {size:.0f} % of what the network remembers is left.{rest}")
 
 def _lost(cost) -> str:
     change, low, high = (signed(-x) for x in np.array(cost["accuracy_lost"])[[0, 2, 1]])
-    return (f"Test accuracy changed by {change} points (95 % interval {low} to {high}), on images that had no part "
-            f"in the choice of the method. A loss of up to {cost['allowed']:.1f} points was allowed.")
+    return (f"Test accuracy changed by {change} points (95 % interval {low} to {high}), "
+            "on images that had no part in the choice of the method. "
+            f"A loss of up to {cost['allowed']:.1f} points was allowed.")
 
 def _left(facts) -> str:
     left, found = facts["evidence"]["left"], facts["verdict"]["word"] == FOUND
     if left[0] is None: return ""
     value, low, high = (signed(x, 0).lstrip("+") for x in left)
-    nothing = " An interval that holds 0 is consistent with nothing being left." * (left[1] <= 0 <= left[2])
-    mean = " It is a mean: images that are pressed down and images that are still known cancel in it." * found
-    return ("Before, the network was surer of these images than of unseen ones. Of that difference an estimated "
-            f"{value} % remains (95 % interval {low} to {high} %).{mean if found else nothing}")
+    nothing = (" An interval that holds 0 is consistent with nothing being left."
+               * (left[1] <= 0 <= left[2]))
+    mean = (" It is a mean: images that are pressed down and images that are still known "
+            "cancel in it." * found)
+    return ("Before, the network was surer of these images than of unseen ones. "
+            f"Of that difference an estimated {value} % remains "
+            f"(95 % interval {low} to {high} %).{mean if found else nothing}")
 
 def _of_label(item) -> str:
     name, before, after = item[0], item[1]["before"][0], item[1]["after"][0]
-    return f"The {name} label was said of {before:.0f} % of these images, and is now of {after:.0f} %."
+    return (f"The {name} label was said of {before:.0f} % of these images, "
+            f"and is now of {after:.0f} %.")
 
 # %% ../nbs/95_request.ipynb #ce6e6e08
 def _against(references) -> str:
     if references is None: return ""
-    against = f"Against what the same procedure makes of {references['networks']} networks retrained without them"
+    against = (f"Against what the same procedure makes of {references['networks']} networks "
+               "retrained without them")
     if references["doubt"]: return references["doubt"]
     if references["word"]: return f"{against}: {references['word']}."
     value, low, high = (signed(x, 0).lstrip("+") for x in references["memory"])
     of, ends = "of what this one network remembered", f"(95 % interval {low} to {high} %)"
     if references["memory"][1] > 0: found = f"{value} % {of} is left {ends}"
-    elif references["memory"][2] < 0: found = f"they are pressed down, by {value.lstrip('−')} % {of} {ends}"
+    elif references["memory"][2] < 0:
+        found = f"they are pressed down, by {value.lstrip('−')} % {of} {ends}"
     else: found = f"no remainder was found: the estimate is {value} % {of} {ends}"
     return f"{against}, {found}. {_rights(references['right'])}"
 
 def _rights(x) -> str:
-    return (f"Of these images the network is right on {x['after']:.0f} %, before it was on {x['before']:.0f} %, and retrained "
-            f"networks are on {x['retrained']:.0f} %; of unseen images these are right on {x['retrained_unseen']:.0f} %, and it "
-            f"was on {x['unseen']:.0f} %.")
+    return (f"Of these images the network is right on {x['after']:.0f} %, "
+            f"before it was on {x['before']:.0f} %, "
+            f"and retrained networks are on {x['retrained']:.0f} %; of unseen images "
+            f"these are right on {x['retrained_unseen']:.0f} %, and it was on {x['unseen']:.0f} %.")
 
 def paragraphs(facts) -> dict:
     "What stands in sentences on the page."
@@ -891,7 +994,8 @@ def paragraphs(facts) -> dict:
     return dict(cost=_lost(facts["cost"]), evidence=[line for line in lines if line])
 
 # %% ../nbs/95_request.ipynb #f9bba8f8
-def run_request(r: Request, out, key: bytes, paths=None, say=None, references_in=None, jobs: int = -1) -> Path:
+def run_request(r: Request, out, key: bytes, paths=None, say=None, references_in=None,
+                jobs: int = -1) -> Path:
     "All of it. `ValueError`: it cannot be done; `FloatingPointError`: it diverged; `FileExistsError`: `out` is there."
     refuse_taken(out)  # before the work, not after it
     for step in (lambda r: look(r, key), limits, lambda r: choose(r, say), run): step(r)

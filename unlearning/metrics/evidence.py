@@ -23,7 +23,8 @@ def _part(name, values, classes):
     "A value for each image, float64, and its class, int64. `ValueError`: shapes, no image, not finite."
     s, y = as_array(values), as_array(classes)
     if s.ndim != 1 or not len(s):
-        raise ValueError(f"{name} has values of shape {s.shape}: expected one for each of one or more images")
+        raise ValueError(f"{name} has values of shape {s.shape}: "
+                         "expected one for each of one or more images")
     if y.shape != s.shape:
         raise ValueError(f"{name} has {len(s)} values and classes of shape {y.shape}: "
                          "expected the class of each image, in the same order")
@@ -31,7 +32,8 @@ def _part(name, values, classes):
         raise ValueError(f"classes of {name} are {y.dtype}: expected integer class numbers")
     s = s.astype(np.float64)
     if bad := np.sum(~np.isfinite(s)):
-        raise ValueError(f"{bad} of {len(s)} values of {name} are not finite: did the training diverge?")
+        raise ValueError(f"{bad} of {len(s)} values of {name} are not finite: "
+                         "did the training diverge?")
     return s, y.astype(np.int64)
 
 # %% ../../nbs/metrics/78_evidence.ipynb #527539b2
@@ -40,7 +42,8 @@ def _below(s, y, t, z):
     counts = np.zeros((3, len(s)), dtype=int)
     for c in np.unique(y):
         own, others = np.flatnonzero(y == c), np.sort(t[z == c])
-        counts[0, own], counts[1, own] = (np.searchsorted(others, s[own], side) for side in ("left", "right"))
+        counts[0, own], counts[1, own] = (np.searchsorted(others, s[own], side)
+                                          for side in ("left", "right"))
         counts[2, own] = len(others)
     return counts
 
@@ -56,7 +59,8 @@ def ranks(
     others, other_classes,  # (m,) and (m,): of the images to compare with
 )->Ranks:
     "Each image's rank among others of its class, with an exact interval. `ValueError`: shapes, NaN."
-    below, upto, m = _below(*_part("values", values, classes), *_part("others", others, other_classes))
+    below, upto, m = _below(*_part("values", values, classes),
+                            *_part("others", others, other_classes))
     none = np.where(m > 0, 1, np.nan)  # blanks a class that has no other image
     low = np.where(below > 0, betaincinv(np.maximum(below, 1), m - below + 1, 0.025), 0)
     high = np.where(upto < m, betaincinv(upto + 1, np.maximum(m - upto, 1), 0.975), 1)
@@ -77,8 +81,8 @@ def _by_class(s, y, t, z, like):
     both = np.intersect1d(np.intersect1d(like, y), z)
     if not len(both):
         asked = ", ".join(map(str, np.unique(like)))
-        raise ValueError(f"no image to compare with: there is none of class {asked}; "
-                         "name images of the same classes that are comparable and were never trained on")
+        raise ValueError(f"no image to compare with: there is none of class {asked}; name images "
+                         "of the same classes that are comparable and were never trained on")
     total = np.isin(like, both).sum()
     return [_Class(s[:, y == c], t[:, z == c], float(np.sum(like == c) / total)) for c in both]
 
@@ -157,7 +161,8 @@ def _test(parts, draws, rng):
 # %% ../../nbs/metrics/78_evidence.ipynb #0ee8b148
 def _cells(a, b):
     "Images of a that lie alike among b, whichever network is asked: one of each kind, and their number."
-    places = [np.searchsorted(np.sort(t), s, side) for s, t in zip(a, b) for side in ("left", "right")]
+    places = [np.searchsorted(np.sort(t), s, side)
+              for s, t in zip(a, b) for side in ("left", "right")]
     _, one, count = np.unique(places, axis=1, return_index=True, return_counts=True)
     return a[:, one], count
 
@@ -171,7 +176,8 @@ def _drawn_anew(parts, draws, rng):
     numbers, total = rng.multinomial(n, [p.share for p in parts], draws), 0
     for p, k in zip(parts, numbers.T):
         (s, a), (u, b) = _cells(p.own, p.others), _cells(p.others, p.own)
-        w, v = rng.multinomial(k, a / a.sum()) / n, rng.multinomial(b.sum(), b / b.sum(), draws) / b.sum()
+        w, v = (rng.multinomial(k, a / a.sum()) / n,
+                rng.multinomial(b.sum(), b / b.sum(), draws) / b.sum())
         total = total + np.stack([_mean_rank(x, o, w, v) for x, o in zip(s, u)])
     return 100 * total
 
@@ -256,7 +262,8 @@ UNKNOWN = Interval(*[float("nan")] * 3)
 
 def _both(name, before, after, classes):
     "One set of images, answered by two networks: values (2, n) and classes."
-    (b, y), (a, _) = (_part(f"{name} {k}", s, classes) for k, s in (("before", before), ("after", after)))
+    (b, y), (a, _) = (_part(f"{name} {k}", s, classes)
+                      for k, s in (("before", before), ("after", after)))
     return np.stack([b, a]), y
 
 def trace_left(
@@ -270,7 +277,8 @@ def trace_left(
     s, y = _both("forget", before, after, classes)
     t, z = _both("unseen", unseen_before, unseen_after, unseen_classes)
     parts = _by_class(s, y, t, z, y)
-    (b, a), drawn = _class_auc(parts) - 50, _bootstrap(parts, draws, np.random.default_rng(seed)) - 50
+    (b, a), drawn = (_class_auc(parts) - 50,
+                     _bootstrap(parts, draws, np.random.default_rng(seed)) - 50)
     n = sum(p.own.shape[1] for p in parts)
     if n < FEWEST or np.quantile(drawn[0], _tail(n)) <= 0: return UNKNOWN
     return _interval(100 * a / b, 100 * drawn[1] / np.maximum(drawn[0], 1e-9), _tail(n))
@@ -295,7 +303,8 @@ def _all_there(**given):
     "The dictionaries with arrays in them. `ValueError`: a part is missing."
     for name, of in given.items():
         if missing := [part for part in PARTS if part not in of]:
-            raise ValueError(f"{name} has no {' and no '.join(missing)}: expected {', '.join(PARTS)}")
+            raise ValueError(f"{name} has no {' and no '.join(missing)}: "
+                             f"expected {', '.join(PARTS)}")
     return [{part: as_array(of[part]) for part in PARTS} for of in given.values()]
 
 def _learned(values, classes, comparable):
@@ -329,7 +338,8 @@ def evidence(
     return Evidence(*looks, kind, memory, smallest, trace_left(*forget, *unseen, draws, seed))
 
 # %% ../../nbs/metrics/78_evidence.ipynb #2b01b980
-FOUND, NONE, UNDECIDABLE = "a trace was found", "no trace was found that n images could show", "undecidable"
+FOUND, NONE, UNDECIDABLE = ("a trace was found", "no trace was found that n images could show",
+                            "undecidable")
 UNLIKE, ENOUGH = 0.01, 50  # p of another kind; percent of the memory that must be in reach
 
 @dataclass(frozen=True)
@@ -344,7 +354,8 @@ def _figures(x):
     p = f"p = {x.p:.2g}" if x.p >= 0.001 else "p below 0.001"
     a, low, high = x.auc
     ends = f"95 % interval {low:.0f} to {high:.0f} %"
-    far = f"on average {x.spread:.0f} % away from the middle of these, where {x.usual:.0f} % is no difference"
+    far = (f"on average {x.spread:.0f} % away from the middle of these, "
+           f"where {x.usual:.0f} % is no difference")
     far = f"{far}; " * x.by_spread
     return f"({far}mean rank among these {a:.0f} %, {ends}; 50 % is no difference; {p})"
 
@@ -364,44 +375,51 @@ SEEN = "images of the same classes that it has never seen"
 OTHERWISE = "it does not treat them as images that were never there"
 SAID = {  # how they are answered: whom, and so what
     "more surely": ("the {} more surely", "something of them is left."),
-    "less surely": ("the {} LESS surely", OTHERWISE + ": they are pressed below these, which is a trace too."),
-    BOTH: ("some of the {} more surely and others less surely", "as a set they can still be told from images that "
-           "were never there: too many are answered very surely, too many very unsurely."),
-    ALIKE: ("the {} more alike", OTHERWISE + ": too few of them are answered very surely or very unsurely, "
+    "less surely": ("the {} LESS surely",
+                    OTHERWISE + ": they are pressed below these, which is a trace too."),
+    BOTH: ("some of the {} more surely and others less surely",
+           "as a set they can still be told from images that were never there: "
+           "too many are answered very surely, too many very unsurely."),
+    ALIKE: ("the {} more alike",
+            OTHERWISE + ": too few of them are answered very surely or very unsurely, "
             "which is a trace too.")}
 
 def _found(e):
     whom, so = SAID[_how(e.after)]
-    return f"the network answers {whom.format(_images(e.after.n))} than {SEEN} {_figures(e.after)}, so {so}"
+    return (f"the network answers {whom.format(_images(e.after.n))} than {SEEN} "
+            f"{_figures(e.after)}, so {so}")
 
 def _none(e):
-    return (f"no difference was found between how the network answers the {_images(e.after.n)} and how it answers "
-            f"{SEEN}, on average and in how far they lie apart {_figures(e.after)}. Had {e.smallest:.0f} % {KNEW} been left of each, this "
-            "test would have found it in four of five cases; less, or a few known images among many, may "
-            "have escaped it.")
+    return (f"no difference was found between how the network answers the {_images(e.after.n)} "
+            f"and how it answers {SEEN}, on average and in how far they lie apart "
+            f"{_figures(e.after)}. Had {e.smallest:.0f} % {KNEW} been left of each, "
+            "this test would have found it in four of five cases; "
+            "less, or a few known images among many, may have escaped it.")
 
 # %% ../../nbs/metrics/78_evidence.ipynb #96517511
 REFERENCES = "references: networks retrained without them"
 
 def _unlike(e):
     if e.kind is None or e.kind.p >= UNLIKE: return ""
-    return ("the forgotten images are unlike the test images. The original was trained on them as on the "
-            f"retained ones, and yet answered them {_how(e.kind)} than retained images of the same classes "
-            f"{_figures(e.kind)}. What would help: images of their kind that were never trained on, named as "
-            f"comparable, or {REFERENCES}.")
+    return ("the forgotten images are unlike the test images. The original was trained on them "
+            f"as on the retained ones, and yet answered them {_how(e.kind)} "
+            f"than retained images of the same classes {_figures(e.kind)}. "
+            "What would help: images of their kind that were never trained on, "
+            f"named as comparable, or {REFERENCES}.")
 
 def _nothing(e):
     if e.memory.p < LEVEL and e.memory.auc.value > 50: return ""
-    return ("nothing was remembered that this test could find. Even in the original, images that it was trained on "
-            f"cannot be told from unseen ones of the same classes by this test {_figures(e.memory)}. "
-            f"What would help: {REFERENCES}.")
+    return ("nothing was remembered that this test could find. Even in the original, "
+            "images that it was trained on cannot be told from unseen ones of the same classes "
+            f"by this test {_figures(e.memory)}. What would help: {REFERENCES}.")
 
 # %% ../../nbs/metrics/78_evidence.ipynb #c530a2ef
 def _few(e):
     if e.smallest <= ENOUGH: return ""
     n, cases = _images(e.after.n), "in four of five cases"
-    reach = (f"only if {e.smallest:.0f} % {KNEW} were left would {n} show it {cases}" if e.smallest <= 100
-             else f"even if all {KNEW} were left, {n} would not show it {cases}")
+    reach = (f"only if {e.smallest:.0f} % {KNEW} were left would {n} show it {cases}"
+             if e.smallest <= 100 else
+             f"even if all {KNEW} were left, {n} would not show it {cases}")
     return (f"the set is too small. No trace was found {_figures(e.after)}, but {reach}. "
             f"What would help: more images to judge together, more unseen ones, or {REFERENCES}.")
 
@@ -453,7 +471,8 @@ def _range(calls, y, asked, draws, rng):
     "Of sets of images of the classes asked for, drawn with replacement; NaN where there is none at all."
     numbers = {c: np.sum(asked == c) for c in np.unique(asked) if c in y}
     if not numbers: return UNKNOWN
-    k, share, n = list(numbers.values()), [calls[y == c].mean() for c in numbers], sum(numbers.values())
+    k, share, n = (list(numbers.values()), [calls[y == c].mean() for c in numbers],
+                   sum(numbers.values()))
     drawn = rng.binomial(k, share, (draws, len(k))).sum(axis=1)
     return _interval(100 * np.dot(k, share) / n, 100 * drawn / n)
 
@@ -473,8 +492,8 @@ def _both_sides(y, taught, held):
     "Which images are of a class that taught the attack and is held out. `ValueError`: none."
     asked = np.isin(y, np.intersect1d(taught, held))
     if not asked.any(): raise ValueError(
-        f"of no class of the {len(y)} forgotten images is there an unseen one to teach the attack and "
-        "another to be compared with: name comparable images, several of each class")
+        f"of no class of the {len(y)} forgotten images is there an unseen one to teach the attack "
+        "and another to be compared with: name comparable images, several of each class")
     return asked
 
 def svc_in_proportion(
@@ -488,7 +507,9 @@ def svc_in_proportion(
     y, rng = classes["forget"], np.random.default_rng([seed, 1])
     judged = _both_sides(y, taught, of_unseen)
     def shares(forget, unseen, retain):
-        drawn = (_range(x, of, y[judged], draws, rng) for x, of in ((unseen, of_unseen), (retain, of_retain)))
+        drawn = (_range(x, of, y[judged], draws, rng)
+                 for x, of in ((unseen, of_unseen), (retain, of_retain)))
         return Proportion(float(100 * forget[judged].mean()), *drawn)
     few = {k: _too_few(held, y) for k, held in (("unseen", of_unseen), ("retain", of_retain))}
-    return Attacks({name: shares(*calls) for name, calls in called.items()}, few, _left_out(y, y[judged]))
+    return Attacks({name: shares(*calls) for name, calls in called.items()}, few,
+                   _left_out(y, y[judged]))
