@@ -65,6 +65,7 @@ def whole_people(split) -> bool:
     all_of = named + np.array([np.sum(kept == p) for p in who])
     return bool(np.mean(((2 * named > all_of) & (all_of > 1))[at]) >= 0.5)
 
+# %% ../nbs/94_auto.ipynb #7ecc1156
 def _people(split, rng):
     n, gone, who = len(split.forget), *(part.identities.cpu().numpy()
                                         for part in (split.forget, split.retain))
@@ -194,6 +195,7 @@ RANGES = {
 DELETING = ("soft_unseen", "gradient_surgery", "finetune")
 RELABELLING = ("random_labels", "gradient_surgery", "finetune")
 
+# %% ../nbs/94_auto.ipynb #4790f02d
 def _starts(method) -> list:
     "The numbers that a method has by itself, of those in its ranges; then at a fifth of its rate, a 25th, a 125th."
     parameters = inspect.signature(WITHIN[method]).parameters
@@ -214,6 +216,7 @@ def quiet():
     try: yield
     finally: optuna.logging.set_verbosity(before)
 
+# %% ../nbs/94_auto.ipynb #e803c1f7
 def _searched(ground, method, trials, seeds, seed, say):
     "Of one method: rows of trials, numbers and all."
     with quiet():
@@ -287,6 +290,7 @@ def pseudo_requests(split: Split, wrong_labels: bool = False) -> tuple:  # of th
     few = min(8, math.ceil(parts))
     return few, max(2, few)
 
+# %% ../nbs/94_auto.ipynb #8191d21c
 def runs_of(split: Split, trials: int, methods=DELETING, wrong_labels: bool = False) -> int:
     "How often a search unlearns, at most: each time takes the budget."
     first, second = pseudo_requests(split, wrong_labels)

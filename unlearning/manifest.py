@@ -31,6 +31,7 @@ def _refuse_inside(path, outside):
         raise ValueError(f"the key {path} would lie in {outside}, which is handed over, "
                          "and whoever has it can read the manifest: keep it elsewhere")
 
+# %% ../nbs/93_manifest.ipynb #290c7414
 def make_key(
     path,      # a file that is not there yet
     outside,   # the folder that will be handed over
@@ -67,6 +68,7 @@ def _warn_of_readers(path):
     remedy = "chmod 600 it, and if somebody may have read it, make another"
     warnings.warn(f"the key {path} is open to {whom}: {remedy}", stacklevel=3)
 
+# %% ../nbs/93_manifest.ipynb #bdaaf28c
 def read_key(path, outside) -> bytes:
     "A key of `make_key`. `ValueError`: it is none, or would be handed over. A warning: others may read it."
     _refuse_inside(path, outside)
@@ -109,6 +111,7 @@ def _which(split):
     copies = split.copies.drop_duplicates(["part", "twin"])
     yield from zip(copies.part, copies.twin.tolist(), copies.forget.tolist())
 
+# %% ../nbs/93_manifest.ipynb #453d8970
 def key_id(key: bytes) -> str:
     "What a manifest may say of its key: which one it is."
     return hmac.new(key, b"which key", hashlib.sha256).hexdigest()[:16]
@@ -144,6 +147,7 @@ def _sought(manifest, key, image, name, part) -> tuple:  # a field of items; the
                          f"{shape}: decode it as the data set was (its size, its channels)")
     return "content", {_content(key, request, image)}
 
+# %% ../nbs/93_manifest.ipynb #639a1e52
 def _is_manifest(found) -> bool:
     if not isinstance(found, dict): return False
     said = ([found.get(name) for name in ("key", "request")],
@@ -161,6 +165,7 @@ def _refuse_other(manifest, key):
     raise ValueError(f"the manifest was made with the key {manifest['key']}, "
                      f"and this is {key_id(key)}: find the other, nothing else can read it")
 
+# %% ../nbs/93_manifest.ipynb #496c9155
 def find(
     manifest: dict,
     key: bytes,
@@ -248,6 +253,7 @@ def _flush_all(folder):
         for name in names: _flush(os.path.join(here, name))
         _flush(here)
 
+# %% ../nbs/93_manifest.ipynb #2e20cd7c
 def _taken(folder) -> FileExistsError:
     remedy = "name another folder, or move that one away"
     words = "it is there already, and what was handed over is never replaced"
@@ -292,6 +298,7 @@ def _refusal(e, folder):
         if number in FULL or number in FORBIDDEN and here: return number
         e = e.__cause__ or e.__context__
 
+# %% ../nbs/93_manifest.ipynb #b10b0eb1
 @contextmanager
 def _refused_in_words(folder):
     try: yield
@@ -346,6 +353,7 @@ def read_sums(folder) -> dict:  # name: SHA-256
         sums[found[2]] = found[1]
     return sums
 
+# %% ../nbs/93_manifest.ipynb #b241bdbc
 def _text(path) -> str:
     "Text that ends with a line. `ValueError` if it is cut off, or is none."
     try: text = _read_limited(path, LARGEST).decode()
@@ -377,6 +385,7 @@ class Predecessor(NamedTuple):
         "Whether these are the weights that it produced."
         return weights_fingerprint(model) == self.weights
 
+# %% ../nbs/93_manifest.ipynb #c0bf3531
 def _read_report(folder, name="report.json") -> dict:
     "A JSON file of a folder. `ValueError` if it is not what SHA256SUMS says, or no JSON object."
     path, wanted = Path(folder)/name, read_sums(folder).get(name)
@@ -398,6 +407,7 @@ def _cited(report: dict, section: str, field: str, form: str, path) -> str:
     raise ValueError(f"{path} is no report of a request: "
                      f"its {section}.{field} is {str(value)[:80]!r}")
 
+# %% ../nbs/93_manifest.ipynb #998d0bbe
 def predecessor(folder) -> Predecessor:
     "What a next request cites of a folder that was handed over. `ValueError` names what is wrong with it."
     report, path = _read_report(folder), Path(folder)/"report.json"

@@ -82,6 +82,7 @@ def _made(make, classes):
     raise ValueError(f"{make.__module__}:{make.__name__} gave a {type(net).__name__}: "
                      "it has to give the network")
 
+# %% ../nbs/95_request.ipynb #dc5c6bae
 def build(network: str, classes: int) -> nn.Module:
     "A network by its name: torchvision's, timm's, or `module:function` (of the number of classes, or of nothing)."
     if ":" in network: return _made(by_name(network), classes)
@@ -243,6 +244,7 @@ def _check(r: Request):
         raise ValueError(f"these weights are not those that request {r.follows.request} produced: "
                          f"{r.follows.weights[:12]}…")
 
+# %% ../nbs/95_request.ipynb #c0ea53dd
 def _date(text):
     try: date.fromisoformat(text)
     except ValueError:
@@ -265,6 +267,7 @@ def unknown(r: Request) -> Images:
                      f"{FEWEST_TEST} at least that the network was not trained on are needed, "
                      "to choose by and to judge by")
 
+# %% ../nbs/95_request.ipynb #db8125cc
 def _checked(r) -> Images:
     "Comparable images, without those that tune. `ValueError`: trained on, or normalised otherwise."
     c, t = r.comparable, r.split.train
@@ -413,6 +416,7 @@ def _named(r) -> Found:
     return Found(WITHIN[r.recipe](budget, **numbers), numbers_used(r.recipe, budget, numbers),
                  pd.DataFrame())
 
+# %% ../nbs/95_request.ipynb #3bca1711
 def choose(r: Request, say=None) -> pd.DataFrame:
     "The recipe: as named, or found by `auto`. The trials; none where it was named."
     r.found = _named(r) if r.recipe != "auto" else auto(
@@ -452,6 +456,7 @@ def paired(before, after) -> Interval:  # whether each image is right, twice
     half = 1.96 * ((np.abs(lost).sum() + 1) / n - middle**2) ** 0.5 / n**0.5
     return Interval(*(100 * x for x in (lost.mean(), middle - half, middle + half)))
 
+# %% ../nbs/95_request.ipynb #4b3633e9
 COSTLY = ("test accuracy fell by {:.1f} points (95 % interval {:.1f} to {:.1f}) on images "
           "that had no part in the choice of the method, and {:.1f} were allowed")
 
@@ -507,6 +512,7 @@ def _earlier(r, word, found=None) -> str:
     r.facts["earlier"] = dict(images=len(r.classes["earlier"]), after=plain(found), word=word)
     return f"{word}: {found}" if found else word
 
+# %% ../nbs/95_request.ipynb #3c71dec9
 NOT_FOUND = "no trace was found that {} images could show"
 
 def _in_reach(r, found) -> bool:
@@ -573,6 +579,7 @@ def _doubt(r, retrained) -> str:
     warnings.warn(text := DOUBT.format(retrained, seen, unseen))
     return text
 
+# %% ../nbs/95_request.ipynb #917ac27e
 def by_references(memory, distance) -> str:  # each [value, low, high], percent; None where nothing can be said
     "`FOUND`: something is left, or pressed down. `NONE`: less than half can be, and they are as near as retrained ones."
     value, low, high = memory
@@ -580,6 +587,7 @@ def by_references(memory, distance) -> str:  # each [value, low, high], percent;
     if low > 0 or high < 0: return FOUND
     return NONE if high <= ENOUGH and distance[1] <= 0 <= distance[2] else UNDECIDABLE
 
+# %% ../nbs/95_request.ipynb #f5b2f041
 NOT_DECIDED = "Test images do not decide it, and references, which were made, do not either. "
 
 def _overrule(r, facts):
@@ -614,6 +622,7 @@ def _pairs(r, retrained):  # of networks (U, R, C) for each retrained one; None:
         try: yield r.unlearned if k == 0 else unlearned(r.model), net, unlearned(net)
         except FloatingPointError: yield None
 
+# %% ../nbs/95_request.ipynb #e50e57a4
 def _compared(r, lineages, exchangeable) -> dict:
     "Memory left, mark and distance: percent [value, low, high]."
     nets, parts = dict(zip("URC", zip(*lineages)), O=[r.model] * len(lineages)), looked_at(r)
@@ -673,6 +682,7 @@ def _too_few(n, asked) -> str:
     return (f"{asked - n} of {asked} diverged, in training or in unlearning, "
             f"and {LEAST} at least are needed")
 
+# %% ../nbs/95_request.ipynb #9cc621d6
 NO_NETWORK = "the training function gave a {}: it has to give the network"
 SAME = ("the training function gives the same network for seeds {} and {}: "
         "let the seed draw its weights and batches")
@@ -681,6 +691,7 @@ def refuse_alike(files):
     for seed, one in enumerate(files):
         if one in files[:seed]: raise ValueError(SAME.format(files.index(one), seed))
 
+# %% ../nbs/95_request.ipynb #74254b74
 OTHER = ("the training function gave another network than the one in production: "
          "layers or their sizes differ")
 POOR = ("a network that the training function made is right on {:.1f} % of the held-out test "
@@ -746,6 +757,7 @@ def refuse_other(r: Request, served):
     raise RuntimeError("the weights that were written do not answer as the network "
                        "that was measured: nothing is handed over")
 
+# %% ../nbs/95_request.ipynb #d7dc4240
 def _write_weights(r, path):
     save_weights(r.unlearned, path)
     refuse_other(r, load_weights(copy_network(r.model), path).eval())
@@ -771,6 +783,7 @@ NOT_SHOWN = (
     "as the named ones, and that each named image is a case of its own: "
     "several pictures of one person or one scene are not.")
 
+# %% ../nbs/95_request.ipynb #309f1b9d
 ALIKE = ("What the network has learned from the named images and from many others alike, "
          "the others teach it, and it stays.")
 OF_PEOPLE = ("Whether the network still knows the people on the named images is another question "
@@ -812,6 +825,7 @@ def _data(r) -> dict:
     return dict(name=r.split.name, retained=len(r.split.retain), shape=list(r.split.image_shape),
                 mean=t.mean.tolist(), std=t.std.tolist())
 
+# %% ../nbs/95_request.ipynb #b03664d0
 def _called(f) -> str:
     while isinstance(f, partial): f = f.func
     named = f if hasattr(f, "__qualname__") else type(f)
@@ -864,6 +878,7 @@ def labels_figure(r: Request):
 
 def figure(r: Request): return labels_figure(r) if r.wrong_labels else ranks_figure(r)
 
+# %% ../nbs/95_request.ipynb #2ac6bd46
 def _as_svg(fig) -> Markup:
     text = io.StringIO()
     fig.savefig(text, format="svg", metadata=dict(Date=None))
@@ -879,6 +894,7 @@ def page(r: Request, facts: dict) -> str:
     return template.render(**facts, done=done(facts), figure=_as_svg(figure(r)),
                            says=paragraphs(facts))
 
+# %% ../nbs/95_request.ipynb #f30a711b
 def done(facts) -> list:  # (name, value)
     recipe, cost, weights, n = (facts["recipe"], facts["cost"], facts["weights"],
                                 facts["look"]["test_images"])
@@ -938,12 +954,14 @@ def _reach(limits) -> str:
     return (f"a set of this size shows {four} "
             f"if {size:.0f} % of what the network remembers is left.{rest}")
 
+# %% ../nbs/95_request.ipynb #e04eb4fb
 def _lost(cost) -> str:
     change, low, high = (signed(-x) for x in np.array(cost["accuracy_lost"])[[0, 2, 1]])
     return (f"Test accuracy changed by {change} points (95 % interval {low} to {high}), "
             "on images that had no part in the choice of the method. "
             f"A loss of up to {cost['allowed']:.1f} points was allowed.")
 
+# %% ../nbs/95_request.ipynb #7d1cbd46
 def _left(facts) -> str:
     left, found = facts["evidence"]["left"], facts["verdict"]["word"] == FOUND
     if left[0] is None: return ""
@@ -982,6 +1000,7 @@ def _rights(x) -> str:
             f"and retrained networks are on {x['retrained']:.0f} %; of unseen images "
             f"these are right on {x['retrained_unseen']:.0f} %, and it was on {x['unseen']:.0f} %.")
 
+# %% ../nbs/95_request.ipynb #3261a25d
 def paragraphs(facts) -> dict:
     "What stands in sentences on the page."
     lines, limits, earlier = [_against(facts["references"])], facts["limits"], facts["earlier"]

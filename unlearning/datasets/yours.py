@@ -95,6 +95,7 @@ class Values(NamedTuple):
                      for t in stated(self.mean, self.std, self.shape[0]))
         return undone(x * std + mean)
 
+# %% ../../nbs/datasets/16_yours.ipynb #4e776ba7
 def undone(x) -> np.ndarray:
     "Pixels that were normalised: as bytes, where they are bytes but for rounding. `ValueError` beyond [0, 1]."
     low, high = x.min(), x.max()
@@ -137,6 +138,7 @@ def chunks(dataset, values: Values, labels: list, size=64):
         try: yield values.pixels(np.stack(arrays))
         except ValueError as e: raise ValueError(f"items {start} to {i}: {e}") from e
 
+# %% ../../nbs/datasets/16_yours.ipynb #1c99aec6
 def joined(parts) -> np.ndarray:
     "Parts in one array: float32 if one of them is."
     parts = [*parts]
@@ -154,6 +156,7 @@ def _append(f, parts, shape, dtype):
         f.write((x if x.dtype == dtype else x.astype(dtype) / dtype(255)).tobytes())
     f.flush(); os.fsync(f.fileno())
 
+# %% ../../nbs/datasets/16_yours.ipynb #03b934f8
 def streamed(passes, shape, folder: Path) -> ImageFile:
     "An `ImageFile` of N × C × H × W pixels. `passes`: a function that starts a pass over its parts."
     part = folder / f"{uuid.uuid4().hex}.part"
@@ -183,6 +186,7 @@ def length(dataset, which: str) -> int:
     if n: return n
     raise ValueError(f"{which} has no image: pass a data set that has some")
 
+# %% ../../nbs/datasets/16_yours.ipynb #d53d241b
 def room_for(n: int, image: int, folder: Path):
     "`ValueError` if the disk has no room for `n` images of `image` bytes."
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,6 +211,7 @@ def read(dataset, values: Values, cache) -> tuple:  # pixels (a tensor or an Ima
         remedy = "make room, or pass cache=, another folder"
         raise ValueError(f"pixels cannot be kept in {folder} ({e}): {remedy}") from e
 
+# %% ../../nbs/datasets/16_yours.ipynb #e8ffb888
 AS_THEY_ARE = ("the transform normalises, and its mean= and std= were not passed: "
                "values are taken as they are. Pass them, or what works on pixels "
                "(crop, erase, boundary unlearning) goes by a wrong black and white")

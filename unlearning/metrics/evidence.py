@@ -71,6 +71,7 @@ def _left_out(y, z):
     "Class → number of the images of which no other of the class is there."
     return {int(c): int(np.sum(y == c)) for c in np.setdiff1d(y, z)}
 
+# %% ../../nbs/metrics/78_evidence.ipynb #f202694d
 class _Class(NamedTuple):
     own: np.ndarray     # (networks, n): what the networks say of the images of a class
     others: np.ndarray  # (networks, m)
@@ -125,6 +126,7 @@ def _actual(parts):
     "Mean rank and spread of the first network, (2,), in percent."
     return sum(p.share * _cards(p)[:p.own.shape[1]].mean(axis=0) for p in parts)
 
+# %% ../../nbs/metrics/78_evidence.ipynb #1bd8b8b4
 def _null(parts, draws, rng):
     "Both of them where chance alone says who is whose, (draws, 2), in percent."
     total = np.zeros((draws, 2))
@@ -146,6 +148,7 @@ def _moments(parts):
     if sum(p.own.shape[1] for p in parts) == 1: variance[1] = 0  # one image has no spread
     return mean, np.sqrt(variance)
 
+# %% ../../nbs/metrics/78_evidence.ipynb #1b3110cf
 def _apart(x, mean, deviation):
     "|z| of mean rank and spread, (…, 2); 0 where all cards are equal, up to rounding."
     return np.divide(abs(x - mean), deviation, out=np.zeros(np.shape(x)), where=deviation > 1e-10)
@@ -185,6 +188,7 @@ def _bootstrap(parts, draws, rng):
     blocks = [min(BLOCK, draws - done) for done in range(0, draws, BLOCK)]
     return np.concatenate([_drawn_anew(parts, k, rng) for k in blocks], axis=1)
 
+# %% ../../nbs/metrics/78_evidence.ipynb #44ad0c53
 def _tail(n):
     "What to cut off each end of the draws for 95 %: less than 2.5 % where the n images are few (Hesterberg)."
     return float(ndtr(stdtrit(n - 1, 0.025) * np.sqrt(n / (n - 1))))
@@ -266,6 +270,7 @@ def _both(name, before, after, classes):
                       for k, s in (("before", before), ("after", after)))
     return np.stack([b, a]), y
 
+# %% ../../nbs/metrics/78_evidence.ipynb #3175bbb3
 def trace_left(
     before, after,                # (n,) and (n,): of the forgotten images, by the original and by the other
     classes,                      # (n,) integers
@@ -349,6 +354,7 @@ class Verdict:
 
     def __str__(self): return f"{self.word}: {self.sentence}"
 
+# %% ../../nbs/metrics/78_evidence.ipynb #a85c5b4c
 def _figures(x):
     "An AUC for readers who never heard of one."
     p = f"p = {x.p:.2g}" if x.p >= 0.001 else "p below 0.001"
@@ -359,6 +365,7 @@ def _figures(x):
     far = f"{far}; " * x.by_spread
     return f"({far}mean rank among these {a:.0f} %, {ends}; 50 % is no difference; {p})"
 
+# %% ../../nbs/metrics/78_evidence.ipynb #705b59db
 BOTH, ALIKE = "some more surely and others less surely", "more alike"
 
 def _how(x):
@@ -384,6 +391,7 @@ SAID = {  # how they are answered: whom, and so what
             OTHERWISE + ": too few of them are answered very surely or very unsurely, "
             "which is a trace too.")}
 
+# %% ../../nbs/metrics/78_evidence.ipynb #bbb1f2a2
 def _found(e):
     whom, so = SAID[_how(e.after)]
     return (f"the network answers {whom.format(_images(e.after.n))} than {SEEN} "
@@ -476,6 +484,7 @@ def _range(calls, y, asked, draws, rng):
     drawn = rng.binomial(k, share, (draws, len(k))).sum(axis=1)
     return _interval(100 * np.dot(k, share) / n, 100 * drawn / n)
 
+# %% ../../nbs/metrics/78_evidence.ipynb #490b5eea
 def _too_few(y, asked):
     "Class → (held out, asked for), where fewer are held out than a draw has."
     counts = {int(c): (int(np.sum(y == c)), int(np.sum(asked == c))) for c in np.unique(asked)}
@@ -496,6 +505,7 @@ def _both_sides(y, taught, held):
         "and another to be compared with: name comparable images, several of each class")
     return asked
 
+# %% ../../nbs/metrics/78_evidence.ipynb #2502819f
 def svc_in_proportion(
     logits:dict,   # of "forget", "unseen", "retain": (images, classes), by the network to be judged
     classes:dict,  # of the same: (images,) integers
