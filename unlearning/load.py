@@ -181,9 +181,9 @@ def _composed(text): return unicodedata.normalize("NFC", text)
 
 class Paths(list):
     "Paths of the training images below train/, found however they are written."
-    def __init__(self, paths, root=None):  # root: the tree, where it is known
+    def __init__(self, paths, train=None):  # train: their folder, where it is known
         super().__init__(paths)
-        self.train, self.alike = root and Path(root) / "train", {}
+        self.train, self.alike = train and Path(train), {}
         self.places = {p: i for i, p in enumerate(self)}
         for i, p in enumerate(self): self.alike.setdefault(_composed(p), []).append(i)
 
@@ -226,7 +226,8 @@ def known_paths(source: Source) -> Paths:
     if source.paths is None:
         raise ValueError(f"{source.name} has no paths, so an image goes by its position: "
                          f"0 to {len(source.train) - 1}")
-    return source.paths if isinstance(source.paths, Paths) else Paths(source.paths)
+    if isinstance(source.paths, Paths): return source.paths
+    return Paths(source.paths, source.folder)
 
 def by_path(forget, source: Source, seed: int):
     "The images at these paths. `ValueError` on an unknown one, or in a data set without paths."
@@ -587,7 +588,7 @@ def load_source(
                          "your own are made by from_dataset")
     options, folder = _checked(dataset, options), data_root(root)
     source = SOURCES[dataset](folder, **options)
-    return source if source.paths is None else source._replace(paths=Paths(source.paths, folder))
+    return source if source.paths is None else source._replace(paths=Paths(source.paths, folder / "train"))
 
 # %% ../nbs/19_load.ipynb #3297688b
 def _divide_images(source: Source, request, seed, val, subset) -> Split:

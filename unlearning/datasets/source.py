@@ -30,6 +30,7 @@ class Source(NamedTuple):
     forget_classes: tuple = ()     # from which identities are drawn if nobody says; (): all
     spanning: str = "skip"         # see `datasets.people.choose_identities`
     lists: dict | None = None      # forget sets that come with it: a name, and a function that gives positions in train
+    folder: Path | None = None     # of the training images, where it is known: for paths written from elsewhere
 
 # %% ../../nbs/datasets/11_source.ipynb #58b7c973
 def project_root() -> Path:

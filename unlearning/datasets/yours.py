@@ -21,7 +21,6 @@ from .folder import hidden, is_image
 from .source import LARGE, Source, data_root, header, plain
 from ..images import (ImageFile, Images, as_labels, as_pixels, channel_statistics,
                                class_names, stated)
-from ..load import Paths
 
 # %% ../../nbs/datasets/16_yours.ipynb #f11e0f1e
 def file_of(dataset, i: int) -> str:
@@ -223,8 +222,8 @@ def _as_they_are(values):
 # %% ../../nbs/datasets/16_yours.ipynb #c3a9ad90
 def paths_of(dataset, paths=None) -> list | None:
     "What each item is called. `ValueError` if that is not one name an item, or two share one."
-    own = paths is None and isinstance(dataset, DatasetFolder)
-    if own: paths = [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]
+    if paths is None and isinstance(dataset, DatasetFolder):
+        paths = [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]
     if paths is None: return None
     paths = [Path(p).as_posix() for p in paths]
     if len(paths) != len(dataset):
@@ -232,8 +231,6 @@ def paths_of(dataset, paths=None) -> list | None:
     if twice := next((p for p, n in Counter(paths).items() if n > 1), None):
         raise ValueError(f"two training images are called {twice!r}: "
                          "give each a name of its own, with its folder, say")
-    paths = Paths(paths)
-    if own: paths.train = Path(dataset.root).resolve()  # for those written from elsewhere
     return paths
 
 # %% ../../nbs/datasets/16_yours.ipynb #41414e81
@@ -258,8 +255,9 @@ def from_dataset(
     made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std)
             for k, (x, y) in pixels.items()}
     names = class_names(classes or getattr(train, "classes", None), made["train"], made["test"])
-    called = paths_of(train, paths)
-    return Source(name, made["train"], made["test"], names, val=made.get("val"), paths=called)
+    folder = Path(train.root).resolve() if isinstance(train, DatasetFolder) else None
+    return Source(name, made["train"], made["test"], names, val=made.get("val"),
+                  paths=paths_of(train, paths), folder=folder)
 
 # %% ../../nbs/datasets/16_yours.ipynb #abbe6ebb
 def _plain_picture(path) -> Image.Image:
