@@ -592,7 +592,7 @@ def test_test_images_that_were_trained_on_are_none(given, source, training):
 def test_any_callable_may_train(compared):
     r = compared()
     r.train = functools.partial(make_example, n=3)
-    assert report(r)['said']['train'] == 'unlearning.request:make_example'
+    assert report(r)['said']['train'] == 'unlearning.request:make_example with [[], {"n": 3}]'
 
 
 def test_what_the_last_request_named_is_not_taught_again(asked, given, source, training, tmp_path):

@@ -226,7 +226,7 @@ def _searched(ground, method, trials, seeds, seed, say):
     for i in range(trials):
         asked = search.ask(RANGES[method])
         row = _row(ground, method, asked.params | told(method, ground.was_right), seeds, 1)
-        if "price" in row: search.tell(asked, row["price"])
+        if "price" in row: search.tell(asked, row["price"] + 100 * bool(row["out"]))  # or it seeks what is out
         else: search.tell(asked, state=optuna.trial.TrialState.FAIL)
         if say: say(f"{method}, trial {i + 1} of {trials}: {_in_words(row)}")
         yield row

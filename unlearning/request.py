@@ -377,7 +377,8 @@ PEOPLE = ("Most of the named images are of people with several training images, 
           "and the test images may show others: how surely a network without the named images "
           "would answer them, these cannot say. What would help: references, networks retrained "
           "without them (see below if there are any). Unseen images of the same people, "
-          "named as comparable, can show a trace, but not that there is none.")
+          "named as comparable, can show a trace; where nobody of them stays in train, they "
+          "cannot show that there is none.")
 KNOWN = ("The unseen images show the same people, whom the network may know from the named images: "
          "that nothing stands out beside them does not say that the people were forgotten. "
          "What would help: references, networks retrained without them "
@@ -827,7 +828,7 @@ def _data(r) -> dict:
 
 # %% ../nbs/95_request.ipynb #b03664d0
 def _called(f) -> str:
-    while isinstance(f, partial): f = f.func
+    if isinstance(f, partial): return f"{_called(f.func)} with {json.dumps(describe([f.args, f.keywords]))}"
     named = f if hasattr(f, "__qualname__") else type(f)
     return f"{named.__module__}:{named.__qualname__}"
 

@@ -520,6 +520,6 @@ def svc_in_proportion(
         drawn = (_range(x, of, y[judged], draws, rng)
                  for x, of in ((unseen, of_unseen), (retain, of_retain)))
         return Proportion(float(100 * forget[judged].mean()), *drawn)
-    few = {k: _too_few(held, y) for k, held in (("unseen", of_unseen), ("retain", of_retain))}
+    few = {k: _too_few(held, y[judged]) for k, held in (("unseen", of_unseen), ("retain", of_retain))}
     return Attacks({name: shares(*calls) for name, calls in called.items()}, few,
                    _left_out(y, y[judged]))
