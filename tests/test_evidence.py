@@ -492,7 +492,7 @@ def test_classes_with_too_few_images_are_named():
     z[np.flatnonzero(z == 3)[2:]] = 2       # two unseen images of class 3: one is held out
     z[z == 1] = 0                           # and none of class 1
     got = svc_in_proportion(logits, classes | dict(unseen=z))
-    assert got.few['unseen'] == {1: (0, np.sum(y == 1)), 3: (1, np.sum(y == 3))} and got.few['retain'] == {}
+    assert got.few == {'unseen': {3: (1, np.sum(y == 3))}, 'retain': {}} and got.left_out == {1: np.sum(y == 1)}
     called = ev._called(logits, classes | dict(unseen=z), 0)[0]['entropy'][0]
     assert got.shares['entropy'].forget == pytest.approx(100 * called[y != 1].mean())
     whole = svc_in_proportion(logits, classes | dict(retain=np.zeros(300, int), forget=np.maximum(y, 1)))

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from unlearning import request
 from unlearning.auto import halves, pseudo_request, whole_people
@@ -23,7 +24,7 @@ from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
 from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example, of_people,
                                 page, paired, people_named, refer, report, run, run_request, set_apart, source_of, weigh,
-                                weigh_earlier)
+                                weigh_earlier, weigh_labels)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
 from unlearning.training import Training, fit, logits
@@ -636,3 +637,85 @@ def test_the_report_names_the_limits_of_its_own_kind(asked, kind, tmp_path, key)
     assert ('Deletion request' in text) == (kind != 'labels') and ('trace' in ' '.join(limits)) == (kind != 'labels')
     assert any('knows the people' in line for line in limits) == (kind == 'people')
     assert any('many others alike' in line for line in limits) == (kind == 'images')
+
+
+@pytest.mark.parametrize('make, width, classes', [
+    (lambda width=16, num_classes=6: nn.Linear(width, num_classes), 16, 10), (lambda **how: nn.Linear(5, how['num_classes']), 5, 10),
+    (lambda scale=3, num_classes=6, **how: nn.Linear(scale, num_classes), 3, 10), (lambda n: nn.Linear(4, n), 4, 10),
+    (lambda num_classes: nn.Linear(4, num_classes), 4, 10), (lambda: nn.Linear(4, 7), 4, 7), (lambda *args: nn.Linear(4, 7), 4, 7)])
+def test_a_builder_is_told_the_classes_by_their_name(make, width, classes):
+    net = request._made(make, 10)
+    assert (net.in_features, net.out_features) == (width, classes)
+
+
+def test_functions_have_to_say_how_pixels_are_prepared(source, monkeypatch):
+    monkeypatch.setattr(request, 'by_name', lambda text: lambda: list(zip(source.test.images[:60], source.test.labels[:60].tolist())))
+    with pytest.raises(ValueError, match='say mean and std, .*zeros and ones'): source_of('mine:train', 'mine:test')
+    made = source_of('mine:train', 'mine:test', mean=[0.] * 3, std=[1.] * 3)
+    assert made.train.mean.tolist() == [0.] * 3 and made.train.std.tolist() == [1.] * 3
+
+
+@pytest.fixture
+def nearly_all_of_three(source):
+    at = (source.train.labels == 3).nonzero()[:, 0]
+    def split(stay): return make_split(source.train, source.test, [*at[stay:].tolist(), 0, 1, 2], source.classes)
+    return split
+
+
+def test_all_but_one_image_of_a_class(nearly_all_of_three, given, training, key, tmp_path):
+    net, split = load_weights(build(given['builder'], 10), given['checkpoint']), nearly_all_of_three(1)
+    alone = make_split(split.train, split.test, split.forget.indices[split.forget.labels == 3], split.classes)
+    r = Request(net, alone, training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50.)
+    page = (run_request(r, tmp_path / 'answer', key) / 'report.html').read_text()
+    assert 'other training images' in page and 'less [0.4' in page and 'fingerprint of the weights by their names' in page
+    with pytest.raises(ValueError, match='of class 3 are to be forgotten and 1 are retained: too few to draw'):
+        choose(Request(net, alone, training, 'auto'))
+
+
+def test_a_class_that_goes_is_said_to_go(nearly_all_of_three, given, training):
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    r = Request(net, nearly_all_of_three(0), training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50.)
+    with pytest.warns(UserWarning, match='of 3 no training image is left'): look(r)
+    for step in (limits, choose, run, weigh): step(r)
+    assert 'of 3 no training image is left' in page(r, report(r))
+
+
+def test_references_lie_beside_the_answer_if_nobody_says_where(asked, key, tmp_path, monkeypatch):
+    lie = []
+    monkeypatch.setattr(request, 'refer', lambda r, folder, jobs: lie.append(folder))
+    run_request(asked(references=4), tmp_path / 'answers' / 'mine', key)
+    assert lie == [tmp_path / 'answers' / 'references']
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(request, 'look', lambda *args: pytest.fail('work was begun'))
+    with pytest.raises(OSError): run_request(asked(), tmp_path / 'file' / 'mine', key)
+
+
+def test_labels_whose_truth_nobody_told_do_not_count(given, source, training):
+    wrong = source.train.labels.clone()
+    wrong[:40] = (wrong[:40] + 1) % 10
+    truth = torch.where(torch.arange(900) < 20, source.train.labels, wrong)  # of 20 of the 40
+    split = make_split(replace(source.train, labels=wrong, truth=truth), source.test, range(40), source.classes)
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    r = Request(net, split, training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50., wrong_labels=True)
+    for step in (look, limits, choose, run): step(r)
+    right = logits(net, split.forget).argmax(1)[:20] == truth[:20]
+    assert request.said(r).before['true'].value == pytest.approx(100 * right.double().mean().item())
+    assert 'Of 20 images with wrong labels' in weigh_labels(r).sentence
+
+
+def test_a_date_is_written_in_one_way(asked):
+    assert asked(asked_on='20260201').asked_on == '2026-02-01' and asked(id='  ').id.strip() and asked(id=' 7 ').id == '7'
+
+
+def test_pictures_of_one_scene_are_one_case(given, source, training):
+    rng = np.random.default_rng(0)
+    scenes = np.repeat(source.train.images[:20].numpy().astype(int), 3, axis=0)
+    frames = (scenes + rng.integers(-4, 5, scenes.shape)).clip(0, 255).astype(np.uint8)
+    pixels = torch.cat([torch.as_tensor(frames), source.train.images[20:]])
+    labels = torch.cat([source.train.labels[:20].repeat_interleave(3), source.train.labels[20:]])
+    train = replace(source.train, source=pixels, rows=None, labels=labels, indices=torch.arange(940))
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    r = Request(net, make_split(train, source.test, range(70), source.classes), training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50.)
+    for step in (look, limits, choose, run, weigh): step(r)
+    assert r.facts['look']['cases'] == r.facts['evidence']['after']['images'] == 30
+    assert 'by 30 of the named images' in page(r, report(r))

@@ -114,6 +114,7 @@ def of_classes(images: Images, like: Images, most: int | None = None) -> Images:
 
 def refuse_even(model, split, unseen):
     "`ValueError` if retained images rank as unseen ones do, within three standard errors."
+    _like(split, np.random.default_rng(0))  # its refusals first
     unseen = of_classes(unseen, split.forget)
     r = _ranks(model, of_classes(split.retain, split.forget, MOST), unseen)
     if not len(r): raise ValueError(UNCOMPARED)

@@ -51,7 +51,7 @@ from .transpose import transpose
 class TooDear(ValueError): "A method does not fit into the budget."
 
 TOO_LITTLE = ("{} cannot be done for a share of {}: a length of 1 takes {:,.0f} image passes, "
-              "and the budget is {:,.0f}; give it a larger share, or fewer passes over forget")
+              "and the budget is {:,.0f}; give it a larger share, {:.2g} at least, or fewer passes over forget")
 
 # %% ../../nbs/methods/68_budget.ipynb #e9ca75ac
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ class Budget:
         length = 1 + (self.passes - one) / (two - one)
         if whole: length = floor(length)
         if length >= (1 if whole else 0.05): return make(round(length, 3))
-        raise TooDear(TOO_LITTLE.format(make(1).name, self.share, one, self.passes))
+        least = one + ((1 if whole else 0.05) - 1) * (two - one)
+        needed = least / self.passes * self.share
+        raise TooDear(TOO_LITTLE.format(make(1).name, self.share, one, self.passes, needed))
 
     def fitted(self, recipe) -> Recipe:
         "The recipe, its repairs longer or shorter by one factor, so that it spends the budget."
