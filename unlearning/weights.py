@@ -51,8 +51,8 @@ def save_weights(
     ties, image = _ties(state), _image(net)
     facts = ties | ({"image": json.dumps(image)} if image else {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    once = {k: v.contiguous().clone() for k, v in state.items() if k not in ties}
-    with write_whole(path) as part: save_file(once, part, facts)
+    apart = {k: v.contiguous().clone() for k, v in state.items()}  # none may share memory
+    with write_whole(path) as part: save_file(apart, part, facts)
     return path
 
 # %% ../nbs/22_weights.ipynb #082955c4
