@@ -1,7 +1,10 @@
 """Weights in files: whole or not there, masks and ties included; read safely whoever wrote them; exported for those without the library."""
+import os
 import re
+import stat
 import subprocess
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -267,6 +270,20 @@ def test_exported_networks_are_served_without_the_library(tmp_path):
     for name, net in nets.items():
         assert net.training  # as it was
         for answer, x in zip(answers[paths[name]], asked): assert torch.allclose(answer, ask(net.eval(), x), atol=1e-5)
+
+
+class Secret(Functional):
+    def forward(self, x):
+        x = torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))  # of the owner alone
+        return super().forward(x)  # of the owner alone
+
+
+def test_exported_networks_hold_no_source_no_path_and_no_image(tmp_path):
+    example = torch.full((2, 3, 16, 16), 0.123)
+    for net in (Secret(), pruned(build(Functional), X), torch.compile(Secret(), backend='eager')):
+        with zipfile.ZipFile(export(net, tmp_path/'model.pt2', example)) as file: found = b''.join(map(file.read, file.namelist()))
+        for secret in (b'.py', b'of the owner', str(tmp_path).encode(), os.getcwd().encode(), torch.full((9,), 0.123).numpy().tobytes()):
+            assert secret not in found, secret
 
 
 def test_export_refuses_what_is_no_classifier(tmp_path):

@@ -244,6 +244,12 @@ def _program(net, x):
                       f"its program takes {len(x)} at a time")
         return torch.export.export(net, (x,))
 
+def _without_source(program):
+    "The program without the lines of code that torch traced, and the paths of their files."
+    graphs = [m.graph for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    for node in (node for graph in graphs for node in graph.nodes): node.meta.pop("stack_trace", None)
+    return program
+
 # %% ../nbs/22_weights.ipynb #eeb05a1f
 @torch.no_grad()
 def export(
@@ -255,6 +261,7 @@ def export(
     net, path = copy_network(model).eval(), Path(path)
     outputs(net, example)  # its refusals are in words
     path.parent.mkdir(parents=True, exist_ok=True)
-    program = _program(_Logits(net), follow_dtype(net, example))
+    x = torch.zeros_like(follow_dtype(net, example))  # the program keeps it: no image of the owner's
+    program = _without_source(_program(_Logits(net), x))
     with write_whole(path) as part, open(part, "wb") as f: torch.export.save(program, f)
     return path
