@@ -99,6 +99,14 @@ def test_tied_weights_written_by_safetensors_itself(tmp_path):
     assert torch.equal(ask(load_weights(build(Tied, seed=1), tmp_path/'model.safetensors'), X), ask(net, X))
 
 
+def test_a_file_is_open_to_whom_any_new_file_is(tmp_path):
+    for umask, mode in ((0o022, 0o644), (0o027, 0o640)):
+        old = os.umask(umask)
+        try: path = save_weights(Functional(), tmp_path/'model.safetensors')
+        finally: os.umask(old)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
 def test_views_and_empty_tensors_are_saved(tmp_path):
     class Views(Functional):
         def __init__(self):

@@ -52,7 +52,11 @@ def save_weights(
     facts = ties | ({"image": json.dumps(image)} if image else {})
     path.parent.mkdir(parents=True, exist_ok=True)
     apart = {k: v.contiguous().clone() for k, v in state.items()}  # none may share memory
-    with write_whole(path) as part: save_file(apart, part, facts)
+    with write_whole(path) as part:
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(apart, part, facts)
+        part.chmod(mode)  # as of any new file; safetensors leaves its own to its owner alone
     return path
 
 # %% ../nbs/22_weights.ipynb #082955c4
