@@ -196,6 +196,17 @@ def test_other_files_are_named(data, tmp_path):
     with pytest.raises(ValueError, match='model.pt'): load_weights(small(), path)
 
 
+@pytest.mark.parametrize('lazy', [lambda: nn.LazyLinear(10), nn.LazyBatchNorm1d])
+def test_networks_without_shapes_are_named(lazy, tmp_path):
+    make = lambda: nn.Sequential(nn.Flatten(), lazy())
+    made = make()
+    made(X)
+    path = save_weights(made, tmp_path/'model.safetensors')
+    for use in (load_weights, save_weights):
+        with pytest.raises(ValueError, match="the network's '1.[a-z_]*' has no shape yet: call it once on a batch"): use(make(), path)
+    load_weights(made, path)
+
+
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match='model.pt'): load_weights(small(), tmp_path/'model.pt')
 

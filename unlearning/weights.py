@@ -32,12 +32,18 @@ def _plain(name): return re.sub(r"(?<![^.])_orig_mod\.", "", name)  # torch.comp
 
 def _image(net): return next((m.image for m in masks(net).values()), None)
 
+def _refuse_lazy(state):
+    "`ValueError`: parameters that torch will shape at the first batch."
+    if lazy := [k for k, v in state.items() if nn.parameter.is_lazy(v)]:
+        raise ValueError(f"the network's {lazy[0]!r} has no shape yet: call it once on a batch")
+
 def plain_state(net):
     "Weights and buffers by their plain names. `ValueError` if the network keeps other things in its state."
     state = {_plain(k): v for k, v in net.state_dict().items()}
     if other := [k for k, v in state.items() if not isinstance(v, torch.Tensor)]:
         raise ValueError(f"{type(net).__name__} keeps {other[0]!r} in its state: "
                          "safetensors holds tensors only")
+    _refuse_lazy(state)
     return state
 
 # %% ../nbs/22_weights.ipynb #298b7408
@@ -222,6 +228,7 @@ def load_weights(
     path,             # a file of `save_weights`, or a torch checkpoint (also nested, also with prefixes)
 ) -> nn.Module:       # the network, with masks where the file has them
     "Read weights into a network of its architecture, in place. `ValueError`: damaged, or it does not fit."
+    _refuse_lazy(unwrap(model).state_dict())
     found, facts = _read(path)
     try: state = _find_state(found)
     except ValueError as e: raise ValueError(f"{path} {e}") from None
