@@ -578,6 +578,70 @@ def test_report_that_was_changed_afterwards(tmp_path):
     with pytest.raises(FileNotFoundError, match='report.json'): predecessor(folder)
 
 
+# A chain of requests
+
+def asked(source, forget): return load_split(source, forget=forget)
+
+
+@pytest.fixture
+def answer(source, tmp_path):
+    """Hand a request over, after another."""
+    def answer(request, forget, follows=None, key=KEY, change=lambda made: made, **said):
+        made = change(make_manifest(asked(source, forget), key, request, source.paths, follows))
+        report = dict(request=dict(id=request), weights=dict(after='1' * 64), said=said)
+        return predecessor(hand_over(tmp_path/request, {'report.json': text(json.dumps(report)), 'manifest.json': text(json.dumps(made))}))
+    return answer
+
+
+def old(made): return {name: value for name, value in made.items() if name != 'earlier'}
+
+
+ONE, TWO, THREE = ['cat/01.png'], ['cat/02.png', 'dog/03.png'], ['dog/04.png']
+
+
+@pytest.mark.parametrize('change', [lambda made: made, old])
+def test_a_third_request_knows_what_the_first_named(answer, source, change):
+    first = answer('1', ONE, change=change)
+    third = answer('3', THREE, answer('2', TWO, first))
+    count = lambda earlier, names: module.listed(earlier, KEY, asked(source, names).forget)
+    assert [count(third, names) for names in (ONE, TWO, THREE, ONE + TWO + THREE, ['cat/00.png'])] == [1, 2, 1, 4, 0]
+    assert [count(first, names) for names in (ONE, TWO, THREE)] == [1, 0, 0]
+    chain = make_manifest(asked(source, FORGET), KEY, '4', source.paths, third)
+    assert [m['request'] for m in chain['earlier']] == ['3', '2', '1'] and not any('earlier' in m for m in chain['earlier'])
+    assert parts(chain, name=ONE[0]) == [] and parts(chain['earlier'][2], name=ONE[0]) == ['forget']
+    assert json.loads(json.dumps(chain)) == chain and source.paths[0] not in json.dumps(chain)
+
+
+def test_images_whose_labels_were_wrong_may_stay(answer, source):
+    """But not those of the requests before."""
+    second = answer('2', TWO, answer('1', ONE), wrong_labels='labels.csv')
+    for earlier in (second, answer('3', THREE, second)):
+        assert [module.listed(earlier, KEY, asked(source, names).forget) for names in (ONE, TWO)] == [1, 0]
+
+
+@pytest.mark.parametrize('earlier', [None, {}, 'manifest', [1], [{}]])
+def test_a_chain_that_is_none(answer, source, earlier):
+    first = answer('1', ONE, change=lambda made: made | dict(earlier=earlier))
+    with pytest.raises(ValueError, match='no manifest'): module.listed(first, KEY, asked(source, ONE).forget)
+    with pytest.raises(ValueError, match='no manifest'): answer('2', TWO, first)
+
+
+def test_a_chain_of_two_keys(answer, source):
+    """Its owner could not look an image up in all of it."""
+    first = answer('1', ONE, key=OTHER)
+    mixed = answer('2', TWO, change=lambda made: made | dict(earlier=[make_manifest(asked(source, ONE), OTHER, '1')]))
+    for follows in (first, mixed):
+        with pytest.raises(ValueError, match=f'{key_id(OTHER)}.*{key_id(KEY)}'): answer('3', THREE, follows)
+
+
+def test_a_long_chain_is_read(answer, source):
+    """Each request's manifest holds those of all before: many more bytes than a report."""
+    many = lambda made: made | dict(items=made['items'] + [dict(part='forget', content=f'{i:064}', name=f'{i:064}') for i in range(100_000)])
+    second = answer('2', TWO, answer('1', ONE, change=many))
+    assert os.path.getsize(os.path.join(second.folder, 'manifest.json')) > module.LARGEST
+    assert module.listed(second, KEY, asked(source, ONE).forget) == 1
+
+
 # Signing
 
 @pytest.mark.skipif(shutil.which('ssh-keygen') is None, reason='there is no ssh-keygen on this machine')
