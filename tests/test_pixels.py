@@ -518,6 +518,12 @@ def test_data_sets_that_cannot_be_used_are_named(data, says, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('part', ['train', 'test', 'val'])
+def test_images_that_differ_each_time_are_noticed_in_each_part(part):
+    parts = {name: Pictures(12, tensor) for name in ('train', 'test', 'val')} | {part: Pictures(12, lambda x: tensor(v2.RandomCrop(8, 2)(x)))}
+    with refused(rf'item \d+ of {part} is another image each time: pass the data set with its transform for evaluation'): from_dataset(**parts)
+
+
 def test_grey_pictures_among_colours_are_made_alike():
     mixed = [(picture(0), 0)] * 20 + [(picture(0, 'L'), 1)]
     assert from_dataset(mixed, mixed, channels=3).train.shape == (3, 8, 8) and from_dataset(mixed, mixed, channels=1).train.shape == (1, 8, 8)
