@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.transforms import v2
 
 import unlearning
@@ -534,6 +534,19 @@ def test_classes_are_those_of_the_data_set():
     named = Pictures(9); named.classes = ['cat', 'dog']
     bare = TensorDataset(torch.from_numpy(NOISE), torch.from_numpy(LABELS))
     assert from_dataset(named, bare).classes == ('cat', 'dog') and from_dataset(bare, bare, classes=['a', 'b']).classes == ('a', 'b')
+
+
+@pytest.mark.parametrize('theirs, says', [
+    (['cat', 'emu'], "class 1 is 'dog' in train and 'emu' in test, and 'dog' is in one of them only"), (['cat', 'bee', 'dog'], "'bee' is in one of them only"),
+    (['dog', 'cat'], "class 0 is 'cat' in train and 'dog' in test"), (['cat', 'dog', 'emu'], None), (['cat'], None), (('cat', 'dog'), None), (None, None)])
+def test_a_number_means_one_class_in_each_part(theirs, says):
+    train, test = Pictures(9), [(picture(0), 0)] * 9
+    train.classes = ['cat', 'dog']
+    class Named(list): classes = theirs
+    def made(): return from_dataset(train, Subset(Named(test), range(9)), val=Pictures(9))
+    if not says: assert made().classes == ('cat', 'dog')
+    else:
+        with refused(says + '.*: give both the same classes, in the same order'): made()
 
 
 MEMORY = '''

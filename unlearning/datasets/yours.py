@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['UNLIKE', 'AS_THEY_ARE', 'file_of', 'pair', 'as_label', 'as_array', 'Values', 'undone', 'steady', 'look', 'chunks',
-           'joined', 'Floats', 'streamed', 'length', 'room_for', 'read', 'paths_of', 'from_dataset', 'PlainFolder']
+           'joined', 'Floats', 'streamed', 'length', 'room_for', 'read', 'whole', 'refuse_classes', 'paths_of',
+           'from_dataset', 'PlainFolder']
 
 # %% ../../nbs/datasets/16_yours.ipynb #3bbe7e64
 import hashlib, os, shutil, uuid, warnings
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -225,6 +227,22 @@ def _as_they_are(values):
     warnings.warn(AS_THEY_ARE, stacklevel=3)
     return torch.zeros(values.shape[0]), torch.ones(values.shape[0])
 
+# %% ../../nbs/datasets/16_yours.ipynb #ba0c9906
+def whole(dataset):
+    "The data set of which this one is a subset, or itself."
+    return whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
+
+def refuse_classes(sets: dict):
+    "`ValueError` if a number is one class in one data set, and another in another."
+    known = {k: getattr(whole(d), "classes", None) for k, d in sets.items()}
+    known = {k: [*map(str, names)] for k, names in known.items() if hasattr(names, "__iter__")}
+    for (a, x), (b, y) in combinations(known.items(), 2):
+        if not (bad := [i for i, (n, m) in enumerate(zip(x, y)) if n != m]): continue
+        odd, i = sorted(set(x) ^ set(y)), bad[0]
+        only = f", and {odd[0]!r} is in one of them only" if odd else ""
+        raise ValueError(f"class {i} is {x[i]!r} in {a} and {y[i]!r} in {b}{only}: "
+                         "give both the same classes, in the same order")
+
 # %% ../../nbs/datasets/16_yours.ipynb #c3a9ad90
 def paths_of(dataset, paths=None) -> list | None:
     "What each item is called. `ValueError` if that is not one name an item, or two share one."
@@ -253,6 +271,7 @@ def from_dataset(
     "Your own data as a source. `ValueError` says what about them cannot be used, and the remedy."
     sets = {k: d for k, d in dict(train=train, test=test, val=val).items() if d is not None}
     for which, dataset in sets.items(): length(dataset, which)
+    refuse_classes(sets)
     values = look(train, channels, mean, std)
     for which, dataset in sets.items():
         if which != "train": steady(dataset, which, channels)
