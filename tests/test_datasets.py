@@ -1,5 +1,6 @@
 """Where data are looked for, real CIFAR-10 and what may be wrong with its files, and a folder of image files."""
 import pickle, shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from torch.utils.data import Subset
 
 from unlearning import load
 from unlearning.datasets import builtin
@@ -260,6 +262,16 @@ def test_own_data_are_forgotten_by_the_names_of_their_files(tree_of_pngs, tmp_pa
     assert split.forget.indices.tolist() == want and len(split.retain) == 38 and split.classes == ('cat', 'dog')
     assert load_split(source, forget='class:cat').forget.labels.tolist() == [0] * 20
     with pytest.raises(ValueError, match="names 'cat/99.png', which is not an image"): load_split(source, forget=['cat/99.png'])
+
+
+def test_a_subset_of_a_folder_has_the_names_of_its_own_files(tree_of_pngs):
+    files = [Path(path).relative_to(tree_of_pngs.root).as_posix() for path, _ in tree_of_pngs.samples]
+    subset = Subset(Subset(tree_of_pngs, torch.arange(39, 9, -1)), [5, 0, 29])
+    source = from_dataset(subset, tree_of_pngs)
+    assert source.paths == [files[34], files[39], files[10]] and source.folder == Path(tree_of_pngs.root).resolve()
+    assert load_split(source, forget=[files[39]]).forget.indices.tolist() == [1]
+    assert load_split(source, forget=[str(source.folder/files[39])]).forget.indices.tolist() == [1]
+    assert from_dataset(Subset(tree_of_pngs, [5, 5, 39]), tree_of_pngs).paths is None  # a name for each, or none
 
 
 def test_names_of_images_are_one_each():

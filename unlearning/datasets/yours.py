@@ -246,8 +246,10 @@ def refuse_classes(sets: dict):
 # %% ../../nbs/datasets/16_yours.ipynb #c3a9ad90
 def paths_of(dataset, paths=None) -> list | None:
     "What each item is called. `ValueError` if that is not one name an item, or two share one."
-    if paths is None and isinstance(dataset, DatasetFolder):
-        paths = [os.path.relpath(path, dataset.root) for path, _ in dataset.samples]
+    if paths is None and isinstance(root := whole(dataset), DatasetFolder):
+        files = [file_of(dataset, i) for i in range(len(dataset))]
+        if len({*files}) == len(files):  # a subset may take an image twice: no name of its own
+            paths = [os.path.relpath(file, root.root) for file in files]
     if paths is None: return None
     paths = [Path(p).as_posix() for p in paths]
     if len(paths) != len(dataset):
@@ -282,7 +284,8 @@ def from_dataset(
     made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std)
             for k, (x, y) in pixels.items()}
     names = class_names(classes or getattr(train, "classes", None), made["train"], made["test"])
-    folder = Path(train.root).resolve() if isinstance(train, DatasetFolder) else None
+    root = whole(train)
+    folder = Path(root.root).resolve() if isinstance(root, DatasetFolder) else None
     return Source(name, made["train"], made["test"], names, val=made.get("val"),
                   paths=paths_of(train, paths), folder=folder)
 
