@@ -524,6 +524,14 @@ def test_images_that_differ_each_time_are_noticed_in_each_part(part):
     with refused(rf'item \d+ of {part} is another image each time: pass the data set with its transform for evaluation'): from_dataset(**parts)
 
 
+@pytest.mark.parametrize('transform, std, says', [
+    (lambda x: tensor(x).float(), 0.25, 'values go from 0.5 to 64.*: the pixels are of 0 to 255, divide them by 255 in the transform'),
+    (lambda x: (tensor(x).float() - 0.5) / 0.25, 0.25, 'values go from 0 to 255: the pixels are of 0 to 255, divide'),
+    (normal, 0.9, "values go from -.*: pass those of the transform's Normalize"), (lambda x: tensor(x) / 255 * 4, 0.9, "pass those of the transform's Normalize")])
+def test_floats_that_are_no_pixels_are_told_apart(transform, std, says):
+    with refused(says): from_dataset(Pictures(30, transform), Pictures(9, transform), mean=0.5, std=std)
+
+
 def test_grey_pictures_among_colours_are_made_alike():
     mixed = [(picture(0), 0)] * 20 + [(picture(0, 'L'), 1)]
     assert from_dataset(mixed, mixed, channels=3).train.shape == (3, 8, 8) and from_dataset(mixed, mixed, channels=1).train.shape == (1, 8, 8)

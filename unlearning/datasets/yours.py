@@ -101,7 +101,9 @@ def undone(x) -> np.ndarray:
     "Pixels that were normalised: as bytes, where they are bytes but for rounding. `ValueError` beyond [0, 1]."
     low, high = x.min(), x.max()
     if not (low >= -1e-3 and high <= 1 + 1e-3):
-        remedy = "pass those of the transform's Normalize"
+        of_bytes = low >= -1e-3 and 8 < high <= 256
+        remedy = ("the pixels are of 0 to 255, divide them by 255 in the transform (ToTensor does)"
+                  if of_bytes else "pass those of the transform's Normalize")
         raise ValueError("with mean= and std= undone, "
                          f"values go from {low:.3g} to {high:.3g}: {remedy}")
     nearest = np.rint(255 * x)
