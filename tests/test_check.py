@@ -3,10 +3,10 @@ import copy, math, sys, warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import pytest, torch
+import numpy as np, pytest, torch
 from torch import nn
 
-from unlearning.check import check
+from unlearning.check import Doubt, check, refuse_accuracy, tolerance
 from unlearning.images import in_memory, make_split
 from unlearning.load import load_split
 from unlearning.methods.finetune import finetune
@@ -82,11 +82,35 @@ def test_log_probabilities_are_logits_too(split):
 
 
 def test_the_accuracy_that_its_owner_states(split, original):
-    seen = check(original, split).test
+    seen = accuracies(original, split)['test']
     assert check(original, split, accuracy=seen).images == len(split.test)
     darker = replace(split, test=replace(split.test, mean=split.test.mean + 1))
     with pytest.raises(ValueError, match=r'% were stated: are mean, std'): check(original, darker, accuracy=seen)
     with pytest.raises(ValueError, match='accuracy is 0.87: write it in percent, 87'): check(original, darker, accuracy=0.87)
+
+
+def test_a_stated_accuracy_is_of_the_same_images(split, original):
+    """About one point is for rounding and another decoder; what is beyond half of it has a word."""
+    seen = accuracies(original, split)['test']
+    for off in (1.2, -1.2, 5):
+        with pytest.raises(ValueError, match=rf'right on {seen:.1f} % of 899 test images, and {seen - off:.1f} % were stated'): check(original, split, accuracy=seen - off)
+    for off in (0.7, -0.7):
+        with pytest.warns(Doubt, match=rf'right on {seen:.1f} % of 899 test images, and {seen - off:.1f} % were stated'): check(original, split, accuracy=seen - off)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', Doubt)
+        check(original, split, accuracy=seen + 0.4)
+
+
+def test_a_sample_of_test_may_differ_by_chance():
+    """400 images, all there are, or drawn from 10,000; 40, of which one may be decided otherwise."""
+    for seen, n, of, fits in (90, 400, 400, True), (91.1, 400, 400, False), (93, 400, 10_000, True), (96, 400, 10_000, False), (91.1, 2000, 2001, False), (92.5, 40, 40, True), (95, 40, 40, False):
+        if fits: refuse_accuracy(seen, 90, n, of)
+        else:
+            with pytest.raises(ValueError, match='90.0 % were stated'): refuse_accuracy(seen, 90, n, of)
+    rng = np.random.default_rng(0)
+    right = np.arange(10_000) < 9_000
+    drawn = [100 * rng.choice(right, 2_000, replace=False).mean() for _ in range(1_000)]
+    assert max(abs(d - 90) for d in drawn) < tolerance(90, 2_000, 10_000) < 3
 
 
 # Types (N10)

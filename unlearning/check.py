@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AS_TRAINED', 'COPIES', 'ask', 'refuse_answers', 'refuse_batch', 'gradients', 'refuse_training', 'refuse_copy', 'Look',
-           'resolution', 'Doubt', 'doubt_accuracy', 'doubt_copies', 'refuse_strangers', 'refuse_accuracy', 'check',
-           'summed_up']
+           'resolution', 'Doubt', 'doubt_accuracy', 'doubt_copies', 'refuse_strangers', 'tolerance', 'refuse_accuracy',
+           'doubt_stated', 'check', 'summed_up']
 
 # %% ../nbs/24_check.ipynb #8191ed75
 import warnings
@@ -149,14 +149,27 @@ def refuse_strangers(model, split):
         raise ValueError("all training images are of one class: there is nothing to tell apart")
 
 # %% ../nbs/24_check.ipynb #5f406746
-def refuse_accuracy(seen, stated, n):
+def tolerance(stated, n, of):
+    "Points by which an accuracy on `n` of the `of` test images may differ from what is stated of all."
+    return max(1, 150 / of) + 1.5 * resolution(stated, n) * float(np.sqrt(1 - n / of))
+
+# %% ../nbs/24_check.ipynb #15fbc38e
+def refuse_accuracy(seen, stated, n, of):
     "`ValueError` if the accuracy that the library sees is not what the owner says."
-    if abs(seen - stated) <= max(2, 1.5 * resolution(stated, n)): return
+    if abs(seen - stated) <= tolerance(stated, n, of): return
     if 0 < stated <= 1:
         raise ValueError(f"accuracy is {stated}: write it in percent, {100 * stated:.4g}")
     raise ValueError(f"the network is right on {seen:.1f} % of {n:,} test images, "
                      f"and {stated:.1f} % were stated: are mean, std, size and colours "
                      "of the images those of its training, and the classes in its order?")
+
+# %% ../nbs/24_check.ipynb #c9d93f52
+def doubt_stated(seen, stated, n, of):
+    "Warn if the accuracy that the library sees is not quite what the owner says."
+    if abs(seen - stated) <= tolerance(stated, n, of) / 2: return
+    warnings.warn(f"the network is right on {seen:.1f} % of {n:,} test images, "
+                  f"and {stated:.1f} % were stated: is it of the same images, "
+                  "decoded and resized as in its training?", Doubt, stacklevel=3)
 
 # %% ../nbs/24_check.ipynb #e9ce8d19
 def _spread(images, most): return np.unique(np.linspace(0, len(images) - 1, most).astype(int))
@@ -183,7 +196,8 @@ def check(
     refuse_answers(answers, len(split.classes))
     with deterministic(0):
         seen, n = _test_accuracy(copied, split, most if accuracy is None else 2000)
-    if accuracy is not None: refuse_accuracy(seen, accuracy, n)
+    if accuracy is not None:
+        for compare in (refuse_accuracy, doubt_stated): compare(seen, accuracy, n, len(split.test))
     elif trained: doubt_accuracy(seen, split.test.labels[_spread(split.test, most)])
     refuse_training(copied, batch, smallest)
     doubt_copies(split)
