@@ -81,6 +81,15 @@ def test_log_probabilities_are_logits_too(split):
     assert check(then(nn.LogSoftmax(1)), split).classes == 10
 
 
+def test_a_sigmoid_for_each_class_has_a_word(split):
+    with pytest.warns(Doubt, match='between 0 and 1.*before the sigmoid'): check(then(nn.Sigmoid()), split)
+    nothing = Answer(small(), lambda z: 0 * z)
+    for model in (small(), nothing):
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Doubt)
+            check(model, split, trained=False)
+
+
 def test_the_accuracy_that_its_owner_states(split, original):
     seen = accuracies(original, split)['test']
     assert check(original, split, accuracy=seen).images == len(split.test)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AS_TRAINED', 'COPIES', 'ask', 'refuse_answers', 'refuse_batch', 'gradients', 'refuse_training', 'refuse_copy', 'Look',
-           'resolution', 'Doubt', 'doubt_accuracy', 'doubt_copies', 'refuse_strangers', 'tolerance', 'refuse_accuracy',
-           'doubt_stated', 'check', 'summed_up']
+           'resolution', 'Doubt', 'doubt_answers', 'doubt_accuracy', 'doubt_copies', 'refuse_strangers', 'tolerance',
+           'refuse_accuracy', 'doubt_stated', 'check', 'summed_up']
 
 # %% ../nbs/24_check.ipynb #8191ed75
 import warnings
@@ -110,6 +110,15 @@ def resolution(percent, n):
 # %% ../nbs/24_check.ipynb #d6e47b6e
 class Doubt(UserWarning): "Something that `check` saw, and that its owner may not know."
 
+# %% ../nbs/24_check.ipynb #844542ea
+def doubt_answers(z):
+    "Warn if answers look like those of a sigmoid for each class."
+    if (z >= 0).all() and (z <= 1).all() and z.any():
+        warnings.warn("the network's answers all lie between 0 and 1, as after a sigmoid: "
+                      "leave it out: logits are needed, the values before the sigmoid",
+                      Doubt, stacklevel=3)
+
+# %% ../nbs/24_check.ipynb #bcf629fc
 def doubt_accuracy(seen, labels):
     "Warn if `seen`, percent of these labels, is near what the commonest of them alone would give."
     n = len(labels)
@@ -194,6 +203,7 @@ def check(
     refuse_copy(network, copied)
     with deterministic(0): answers, batch = ask(copied.to(device), split.train)
     refuse_answers(answers, len(split.classes))
+    doubt_answers(answers)
     with deterministic(0):
         seen, n = _test_accuracy(copied, split, most if accuracy is None else 2000)
     if accuracy is not None:
