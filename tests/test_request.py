@@ -605,7 +605,13 @@ def test_what_the_last_request_named_is_not_taught_again(asked, given, source, t
     with pytest.raises(ValueError, match=f'90 retained images are named in request {first.id}.*taught again'): look(r, key)
     assert str(tmp_path) not in json.dumps(r.follows.cited())
     apart, _ = set_apart(again, first.split.forget.indices)
-    look(Request(net, apart, training, first.recipe, max_test_drop=50., follows=predecessor(out)), key)
+    second = Request(net, apart, training, first.recipe, max_test_drop=50., follows=predecessor(out))
+    look(second, key)
+    next_out = run_request(second, tmp_path / 'next', key)
+    net = load_weights(build(given['builder'], 10), next_out / 'unlearned.safetensors')
+    third, _ = set_apart(load_split(source, forget=apart.retain.indices[:20].tolist()), apart.forget.indices)
+    r = Request(net, third, training, first.recipe, max_test_drop=50., follows=predecessor(next_out))
+    with pytest.raises(ValueError, match=f'90 retained images are named in request {second.id}, or in one before it'): look(r, key)
 
 
 def test_people_are_on_one_side_of_the_test_set(source):

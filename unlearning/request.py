@@ -310,7 +310,7 @@ def set_apart(split: Split, at) -> tuple:  # the split without them; those Image
 
 # %% ../nbs/95_request.ipynb #262f0a78
 def look(r: Request, key: bytes | None = None) -> pd.Series:
-    "What the library sees. `ValueError`: what cannot be right. With the key: also, what the last request named is back."
+    "What the library sees. `ValueError`: what cannot be right. With the key: also, what an earlier one named is back."
     refuse_half(r.model)
     refuse_left(r)
     if key and r.follows and (n := listed(r.follows, key, r.split.retain)):
@@ -347,7 +347,7 @@ def of_people(split) -> bool:
 # %% ../nbs/95_request.ipynb #bac4be01
 GONE = ("of {} no training image is left: test accuracy counts them, and a network retrained without them "
         "would lose them, too")
-BACK = ("{} retained images are named in request {}, from which this network comes, "
+BACK = ("{} retained images are named in request {}, or in one before it, "
         "and would be taught again: take them out of train, or list them as `earlier`")
 
 def refuse_left(r):
@@ -888,7 +888,7 @@ def hand_over_request(r: Request, out, key: bytes, paths=None) -> Path:
     facts = report(r)
     def text(content): return lambda path: path.write_text(content, encoding="utf-8")
     def as_json(content): return text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    writers = {"manifest.json": as_json(make_manifest(r.split, key, r.id, paths)),
+    writers = {"manifest.json": as_json(make_manifest(r.split, key, r.id, paths, r.follows)),
                "report.json": as_json(facts), "report.html": text(page(r, facts))}
     if not facts["refused"]:
         writers["unlearned.safetensors"] = lambda path: _write_weights(r, path)
