@@ -81,13 +81,13 @@ def test_log_probabilities_are_logits_too(split):
     assert check(then(nn.LogSoftmax(1)), split).classes == 10
 
 
-def test_a_sigmoid_for_each_class_has_a_word(split):
-    with pytest.warns(Doubt, match='between 0 and 1.*before the sigmoid'): check(then(nn.Sigmoid()), split)
-    nothing = Answer(small(), lambda z: 0 * z)
-    for model in (small(), nothing):
+def test_a_sigmoid_for_each_class_has_a_word(split, original):
+    with pytest.warns(Doubt, match='between 0 and 1.*before the sigmoid'): check(Answer(original, torch.sigmoid), split)
+    small_logits = Answer(small(), lambda z: 0.01 * z.abs())
+    for model, trained in ((original, True), (small_logits, False)):
         with warnings.catch_warnings():
             warnings.simplefilter('error', Doubt)
-            check(model, split, trained=False)
+            check(model, split, trained=trained)
 
 
 def test_the_accuracy_that_its_owner_states(split, original):

@@ -203,7 +203,7 @@ def check(
     refuse_copy(network, copied)
     with deterministic(0): answers, batch = ask(copied.to(device), split.train)
     refuse_answers(answers, len(split.classes))
-    doubt_answers(answers)
+    if trained: doubt_answers(answers)  # before that, logits may be as small
     with deterministic(0):
         seen, n = _test_accuracy(copied, split, most if accuracy is None else 2000)
     if accuracy is not None:
