@@ -1,7 +1,8 @@
 """An executed copy in nbs/results was made by the code that stands beside it, or is named here as one that was not."""
 from pathlib import Path
 
-import nbformat, pytest
+import nbformat, pandas as pd, pytest
+from scipy.stats import binom
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 COPIES = sorted(NBS.glob('results/*.ipynb'))
@@ -32,3 +33,19 @@ def test_copy_was_made_by_the_code_beside_it(copy):
 
 def test_the_list_names_only_copies():
     assert FALLEN_BEHIND <= {copy.stem for copy in COPIES}
+
+
+VERDICTS = sorted(NBS.glob('results/verdicts_*.csv'))
+
+
+@pytest.mark.parametrize('table', VERDICTS, ids=lambda p: p.stem)
+def test_verdicts_keep_their_level(table):
+    """What the page's table says: every trace of an untouched network is found, and none is claimed beyond chance."""
+    found = pd.read_csv(table, index_col=[0, 1])
+    retrained = found.loc[('retrained', 'there is none')]
+    assert retrained['a trace was found'] <= binom.ppf(0.975, retrained.sum(), 0.05)
+    assert found.loc[('No Unlearning', 'a trace is there')].drop('a trace was found').sum() == 0
+    assert found.loc[('unlearned', 'something is left'), 'no trace was found that n images could show'] == 0
+
+
+def test_there_are_tables_of_verdicts(): assert len(VERDICTS) >= 2
