@@ -216,10 +216,12 @@ def test_request_as_it_stands(run, tmp_path):
 
 @pytest.mark.slow
 def test_verdicts_as_they_stand(run, tmp_path):
-    shown, _ = run('verdicts', requests=1, trials=1, out=str(tmp_path))
-    assert 'there is none' in shown and ('1 of 1 handed over' in shown or 'not handed over' in shown)
     run('verdicts', requests=1, trials=1, out=str(tmp_path))
-    assert len(list(tmp_path.rglob('request-*.json'))) == 1
+    shown, _ = run('verdicts', requests=1, trials=1, alone=2, out=str(tmp_path))  # what is answered is not asked again
+    assert len(list(tmp_path.rglob('request-*.json'))) == 1 and len(list(tmp_path.rglob('alone-*.json'))) == 2
+    table = pd.read_csv(next(tmp_path.rglob('verdicts.csv')), index_col=[0, 1])
+    assert table.groupby('network').sum().sum(axis=1).to_dict() == {'No Unlearning': 1, 'unlearned': 1, 'retrained': 3}
+    assert '1 of 1 handed over' in shown or 'not handed over:' in shown
 
 
 @pytest.mark.slow

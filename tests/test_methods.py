@@ -340,6 +340,16 @@ def test_cost_comes_from_the_phases():
     assert beside.images(split) == 2 * 90 + 3 * 808
 
 
+@pytest.mark.parametrize('share', [0.001, 0.004, 0.013, 0.03])
+def test_the_least_share_that_a_refusal_names_is_enough(share):
+    """But for a method of which a part grows with the share: there it is a bound."""
+    budget = Budget(load_split('digits', forget=90), Training(epochs=20, batch_size=64, lr=0.1, augment=()), share)
+    for name, why in all_within(budget)[1].items():
+        least = float(re.search(r'larger share, ([0-9.]+) at least', why)[1])
+        refused = name in all_within(replace(budget, share=least))[1]
+        assert least > share and refused <= (name == 'soft_witness')
+
+
 @pytest.mark.parametrize('share', [0.12, 0.3])
 def test_every_method_spends_a_budget_and_no_more(share):
     budget = Budget(load_split('digits', forget=90), Training(epochs=20, batch_size=64, lr=0.1, augment=()), share)

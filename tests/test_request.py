@@ -363,7 +363,7 @@ def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch,
     r.facts['verdict'] = dict(word=of_test, sentence='So test images say.')
     found = dict(memory=[20., low, high], mark=[None] * 3, distance=[0., -9., 9.], word='', doubt='')
     rights = dict(before=90., after=60., retrained=60., unseen=70., retrained_unseen=69.)
-    for name, gives in dict(_by_owner=[], _pairs=4 * ['lineage'], _rights_of=rights, _compared=found).items():
+    for name, gives in dict(_by_owner=[], _lineages=4 * ['lineage'], _rights_of=rights, _compared=found).items():
         monkeypatch.setattr(request, name, lambda *args, gives=gives: gives)
     refer(r, tmp_path)
     said = report(r)['verdict']
@@ -648,7 +648,7 @@ def test_the_report_names_the_limits_of_its_own_kind(asked, kind, tmp_path, key)
 @pytest.mark.parametrize('make, width, classes', [
     (lambda width=16, num_classes=6: nn.Linear(width, num_classes), 16, 10), (lambda **how: nn.Linear(5, how['num_classes']), 5, 10),
     (lambda scale=3, num_classes=6, **how: nn.Linear(scale, num_classes), 3, 10), (lambda n: nn.Linear(4, n), 4, 10),
-    (lambda num_classes: nn.Linear(4, num_classes), 4, 10), (lambda: nn.Linear(4, 7), 4, 7), (lambda *args: nn.Linear(4, 7), 4, 7)])
+    (lambda num_classes: nn.Linear(4, num_classes), 4, 10), (lambda num_classes, /: nn.Linear(4, num_classes), 4, 10), (lambda: nn.Linear(4, 7), 4, 7), (lambda *args: nn.Linear(4, 7), 4, 7)])
 def test_a_builder_is_told_the_classes_by_their_name(make, width, classes):
     net = request._made(make, 10)
     assert (net.in_features, net.out_features) == (width, classes)
@@ -725,3 +725,47 @@ def test_pictures_of_one_scene_are_one_case(given, source, training):
     for step in (look, limits, choose, run, weigh): step(r)
     assert r.facts['look']['cases'] == r.facts['evidence']['after']['images'] == 30
     assert 'by 30 of the named images' in page(r, report(r))
+
+
+def test_images_that_are_alike_by_nature_are_cases_of_their_own(source):
+    """As handwriting is: else the odd ones would remain, and rank low."""
+    rng = np.random.default_rng(0)
+    strokes = np.linspace(0, 200, 64).reshape(1, 1, 8, 8) + rng.normal(0, 3, (400, 1, 8, 8))
+    def images(pixels): return replace(source.test, source=torch.as_tensor(pixels.clip(0, 255).astype(np.uint8)).expand(-1, 3, -1, -1),
+                                       rows=None, labels=torch.zeros(len(pixels), dtype=torch.long), indices=torch.arange(len(pixels)))
+    named, unseen = images(strokes[:100]), images(strokes[100:])
+    assert request.nearly(named).sum() == 99 and len(request.cases(named, unseen)) == 100
+    assert len(request.cases(named, source.test)) == 1  # among images that are not
+
+
+def test_references_may_lose_a_class_that_goes(compared, source, given, training, tmp_path, monkeypatch):
+    at = (source.train.labels < 3).nonzero()[:, 0].tolist()
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    split = make_split(source.train, source.test, [*at, *(source.train.labels == 5).nonzero()[:5, 0].tolist()], source.classes)
+    r = Request(net, split, training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=100.)
+    assert set(request.of_stay(r).labels.tolist()) == set(range(3, 10))
+    blind = copy_network(net)
+    with torch.no_grad(): list(blind.parameters())[-1][:3] = -1e3  # it never says them, and answers the others as before
+    request.refuse_poor(r, blind.eval())
+
+
+def test_a_request_outlives_references_that_all_diverge(compared, tmp_path, monkeypatch):
+    r, before = compared(), None
+    r.train, before = None, r.verdict
+    def diverge(study): raise FloatingPointError('fewer than two retrained networks are left')
+    monkeypatch.setattr(request, 'run_study', diverge)
+    facts = refer(r, tmp_path, jobs=1)
+    assert '4 of 4 diverged' in facts.word and r.verdict == before and '4 of 4 diverged' in page(r, report(r))
+
+
+def test_one_case_is_too_few_for_references(compared, tmp_path, monkeypatch):
+    r = compared()
+    r.classes['forget'] = r.classes['forget'][:1]
+    monkeypatch.setattr(request, '_by_owner', lambda *args: [copy_network(r.model) for _ in range(4)])
+    monkeypatch.setattr(request, '_overrule', lambda *args: pytest.fail('it says nothing'))
+    with warnings.catch_warnings(action='ignore', category=UserWarning): assert 'one image is too few' in refer(r, tmp_path).word
+
+
+def test_the_answer_is_not_the_folder_of_references(asked, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(request, 'look', lambda *args: pytest.fail('work was begun'))
+    with pytest.raises(ValueError, match='is the folder of retrained networks'): run_request(asked(references=4), tmp_path / 'references', key)

@@ -299,7 +299,9 @@ DEATHS = {
 def test_a_reference_that_was_killed_is_made_again_and_no_other(digits, tmp_path, monkeypatch, when):
     monkeypatch.chdir(tmp_path)
     r = digits(references=4, train=train_nothing)
+    torch.set_num_threads(1)  # a forked child has no other threads to wait for
     if (child := os.fork()) == 0:
+        signal.alarm(120)  # of another kind, and the test fails
         try:
             DEATHS[when](monkeypatch)
             request._by_owner(r, 'references')

@@ -316,14 +316,20 @@ def test_two_sets_of_weights_are_not_chosen_from(names, prefix, tmp_path):
     own = small().state_dict()
     torch.save(dict(zip(names, (own, {prefix + k: v + 1 for k, v in own.items()}))), path := tmp_path/'two.pt')
     net, before = small(1), small(1).state_dict()
-    with pytest.raises(ValueError, match=f"two.pt holds the weights of a network twice, under '{names[0]}' and '{names[1]}'"): load_weights(net, path)
+    with pytest.raises(ValueError, match=f"two.pt may hold the weights of a network twice, under '{names[0]}' and '{names[1]}'"): load_weights(net, path)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 def test_two_networks_in_a_file_are_no_twins(tmp_path):
     own = small().state_dict()
-    torch.save({'model': own, 'head': {'weight': torch.zeros(2)}}, path := tmp_path/'two.pt')
+    other = {'head': {'weight': torch.zeros(2)}, 'fisher': {k: v * v for k, v in own.items()}, 'masks': {k: v > 0 for k, v in own.items()}}
+    torch.save({'model': own, **other}, path := tmp_path/'two.pt')
     assert torch.equal(load_weights(small(1), path)[0].weight, small()[0].weight)
+
+
+def test_a_name_without_a_dot_stays(tmp_path):
+    torch.save({'weight': torch.zeros(2, 3)}, path := tmp_path/'layer.pt')
+    with pytest.raises(ValueError, match="it lacks 'bias'"): load_weights(nn.Linear(3, 2), path)
 
 
 def test_a_name_that_all_have_in_common_falls_away(tmp_path):

@@ -174,7 +174,7 @@ def find(
     image=None,    # uint8, or floats in [0, 1], C × H × W
     name=None,     # or else: a path, or a position
     part="train",  # the set in which the name is meant; or "test", "val" (by position)
-) -> list:         # items; empty: it was not removed, nor is it a copy of what was
+) -> list:         # items; empty: this request did not name it, nor is it a copy of what it named
     "What a manifest says of an image. `ValueError`: it is none, another key's, or of images of another shape."
     if (image is None) == (name is None):
         raise ValueError("which image is meant? Pass image=, or name=")

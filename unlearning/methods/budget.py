@@ -16,7 +16,7 @@ import inspect, json
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from importlib.resources import files
-from math import floor
+from math import ceil, floor
 import pandas as pd
 from ..images import Split
 from ..training import Training
@@ -51,7 +51,8 @@ from .transpose import transpose
 class TooDear(ValueError): "A method does not fit into the budget."
 
 TOO_LITTLE = ("{} cannot be done for a share of {}: a length of 1 takes {:,.0f} image passes, "
-              "and the budget is {:,.0f}; give it a larger share, {:.2g} at least, or fewer passes over forget")
+              "and the budget is {:,.0f}; give it a larger share, {:.3f} at least, "
+              "or fewer passes over forget")
 
 # %% ../../nbs/methods/68_budget.ipynb #e9ca75ac
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Budget:
         if length >= (1 if whole else 0.05): return make(round(length, 3))
         least = one + ((1 if whole else 0.05) - 1) * (two - one)
         needed = least / self.passes * self.share
-        raise TooDear(TOO_LITTLE.format(make(1).name, self.share, one, self.passes, needed))
+        up = ceil(1000 * needed) / 1000  # rounded down, it would be refused again
+        raise TooDear(TOO_LITTLE.format(make(1).name, self.share, one, self.passes, up))
 
     def fitted(self, recipe) -> Recipe:
         "The recipe, its repairs longer or shorter by one factor, so that it spends the budget."
