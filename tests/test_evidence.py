@@ -368,8 +368,8 @@ PLAIN = ev.Evidence(LIKE, SURE, LIKE, LIKE, SURE, 30., Interval(7., -20., 30.))
     (dict(kind=ALIKE), UNDECIDABLE, ('unlike', 'answered them more alike than retained')),
     (dict(after=SURE, smallest=900., memory=LIKE), FOUND, ('more surely',)),  # what was found was found
     (dict(after=replace(LIKE, p=LEVEL)), NONE, ()),
-    (dict(smallest=ENOUGH + 1e-9), UNDECIDABLE, ('too small', 'only if 50 %', 'references')),
-    (dict(smallest=101.), UNDECIDABLE, ('too small', 'even if all', 'references')),
+    (dict(smallest=ENOUGH + 1e-9), UNDECIDABLE, ('too few', 'only if 50 %', 'references')),
+    (dict(smallest=101.), UNDECIDABLE, ('too few', 'even if all', 'references')),
     (dict(memory=LIKE), UNDECIDABLE, ('nothing was remembered', 'references')),
     (dict(memory=replace(SURE, auc=Interval(35., 30., 40.)), smallest=np.inf), UNDECIDABLE, ('nothing was remembered',)),
     (dict(kind=replace(SURE, p=UNLIKE / 2), after=SURE), UNDECIDABLE, ('unlike the test images', 'more surely than retained', 'comparable', 'references')),

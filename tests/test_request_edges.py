@@ -197,7 +197,7 @@ def test_twelve_images_decide_nothing_and_two_hundred_show_that_nothing_was_done
         found[n] = report(r)
     assert found[200]['verdict']['word'] == FOUND and found[200]['limits']['smallest_share'] < 100
     assert found[12]['verdict']['word'] == UNDECIDABLE and found[12]['limits']['smallest_share'] > 100
-    assert '12 forgotten images would not show it' in found[12]['verdict']['sentence'] and 'is too small' in found[12]['limits']['says']
+    assert '12 forgotten images would not show it' in found[12]['verdict']['sentence'] and 'too few to tell' in found[12]['limits']['says']
 
 
 # What a search may find

@@ -102,7 +102,8 @@ def right(net, images) -> np.ndarray:  # 0 or 1 for each
 # %% ../nbs/94_auto.ipynb #eaca0f4b
 NOTHING = ("the network ranks what it was trained on as it ranks unseen images of the same classes "
            "(at {:.1f} % on average, where 50 is even): "
-           "there is no trace by which a recipe could be chosen; name one")
+           "there is no trace by which a recipe could be chosen; name one in the place of 'auto', such as "
+           "finetune or gradient_surgery (methods/68_budget has all)")
 UNCOMPARED = ("there is no unseen image of the classes of those that must go: "
               "name test images of these classes, or a recipe")
 MOST = 5000  # retained images that are looked at
@@ -227,7 +228,8 @@ def _searched(ground, method, trials, seeds, seed, say):
     for i in range(trials):
         asked = search.ask(RANGES[method])
         row = _row(ground, method, asked.params | told(method, ground.was_right), seeds, 1)
-        if "price" in row: search.tell(asked, row["price"] + 100 * bool(row["out"]))  # or it seeks what is out
+        # what is out costs more, or the search would go there
+        if "price" in row: search.tell(asked, row["price"] + 100 * bool(row["out"]))
         else: search.tell(asked, state=optuna.trial.TrialState.FAIL)
         if say: say(f"{method}, trial {i + 1} of {trials}: {_in_words(row)}")
         yield row
@@ -240,7 +242,7 @@ def _row(ground, method, numbers, seeds, turn) -> dict:
 def _in_words(row) -> str:
     if "price" not in row: return row["out"]
     words = (f"trace {row['trace']:.0f} % of what it was, "
-             f"test accuracy −{max(0., row['lost']):.1f} points")
+             f"test accuracy {-row['lost'] + 0.:+.1f} points".replace("-", "−"))
     return words + (f"; {row['out']}" if row["out"] else "")
 
 # %% ../nbs/94_auto.ipynb #b327ab17

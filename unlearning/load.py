@@ -328,7 +328,8 @@ def refuse_names(entries, paths, origin):
     "`ValueError`: a number is a file's name without its ending, and perhaps its zeros, which spreadsheets drop."
     stems = {whole(PurePosixPath(path).stem): path for path in paths}
     for place, text in entries:
-        if whole(text) in stems: raise ValueError(EITHER.format(origin, place, text, stems[whole(text)]))
+        if whole(text) in stems:
+            raise ValueError(EITHER.format(origin, place, text, stems[whole(text)]))
 
 # %% ../nbs/19_load.ipynb #8d23ad16
 def from_lines(text: str, origin, source: Source) -> np.ndarray:
@@ -358,7 +359,8 @@ def from_json(text: str, origin, source: Source) -> np.ndarray:
     if all(isinstance(entry, bool) for entry in found) and len(found) == len(source.train):
         found = np.flatnonzero(found).tolist()
     what = "" if any(isinstance(entry, str) for entry in found) else POSITION
-    return look_up([(f"entry {i}", str(entry)) for i, entry in enumerate(found, 1)], source, origin, what)
+    entries = [(f"entry {i}", str(entry)) for i, entry in enumerate(found, 1)]
+    return look_up(entries, source, origin, what)
 
 # %% ../nbs/19_load.ipynb #a931d58e
 def from_npy(path: Path, source: Source) -> np.ndarray:
@@ -588,7 +590,8 @@ def load_source(
                          "your own are made by from_dataset")
     options, folder = _checked(dataset, options), data_root(root)
     source = SOURCES[dataset](folder, **options)
-    return source if source.paths is None else source._replace(paths=Paths(source.paths, folder / "train"))
+    if source.paths is None: return source
+    return source._replace(paths=Paths(source.paths, folder / "train"))
 
 # %% ../nbs/19_load.ipynb #3297688b
 def _divide_images(source: Source, request, seed, val, subset) -> Split:

@@ -9,10 +9,11 @@ __all__ = ['PREPARED', 'FEWEST_TEST', 'GONE', 'BACK', 'NEARLY', 'SOME', 'ALIKE_B
            'NOTHING_OF', 'OF_NAMES', 'by_name', 'build', 'evaluation', 'data_of', 'source_of', 'comparable_images',
            'make_example', 'Request', 'unknown', 'set_apart', 'look', 'classes_gone', 'people_named', 'of_people',
            'refuse_left', 'once', 'thumbnails', 'nearly', 'cases', 'looked_at', 'answers', 'values', 'judged', 'limits',
-           'finite', 'choose', 'run', 'accuracy_lost', 'paired', 'refusal', 'weigh', 'rank_rows', 'weigh_earlier',
-           'attack', 'share', 'said', 'told_wrong', 'weigh_labels', 'by_references', 'refer', 'refuse_alike', 'of_stay',
-           'refuse_poor', 'positions_kept', 'plain', 'utility', 'refuse_other', 'report', 'hand_over_request',
-           'ranks_figure', 'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs', 'run_request']
+           'finite', 'choose', 'run', 'accuracy_lost', 'is_right', 'paired', 'refusal', 'weigh', 'rank_rows',
+           'weigh_earlier', 'attack', 'share', 'said', 'told_wrong', 'weigh_labels', 'by_references', 'refer',
+           'refuse_alike', 'of_stay', 'refuse_poor', 'positions_kept', 'plain', 'utility', 'refuse_other', 'report',
+           'hand_over_request', 'ranks_figure', 'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs',
+           'run_request']
 
 # %% ../nbs/95_request.ipynb #5aad3d4c
 import importlib, inspect, io, json, secrets, time, warnings
@@ -78,8 +79,10 @@ def by_name(text: str):
 def _made(make, classes):
     "What a builder gives, of the number of classes if it asks for it. `ValueError`: no network."
     asks = inspect.signature(make).parameters.values()
-    needed = [p for p in asks if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    named = any(p.name == "num_classes" and p.kind != p.POSITIONAL_ONLY or p.kind == p.VAR_KEYWORD for p in asks)
+    needed = [p for p in asks
+              if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    named = any(p.name == "num_classes" and p.kind != p.POSITIONAL_ONLY
+                or p.kind == p.VAR_KEYWORD for p in asks)
     if needed and not (named and [p.name for p in needed] == ["num_classes"]): net = make(classes)
     else: net = make(num_classes=classes) if named else make()
     if isinstance(net, nn.Module): return net
@@ -132,7 +135,8 @@ def source_of(train: str, test: str, size: int | None = None, mean=None, std=Non
 def comparable_images(folder: str, source: Source, size: int, mean, std) -> Images:
     "Images of a folder with a subfolder for some of the classes: of the kind of what must go, never trained on."
     if None in (size, mean, std):
-        raise ValueError(f"{folder} is a folder: say size, mean and std, those of the network's training")
+        raise ValueError(f"{folder} is a folder: "
+                         "say size, mean and std, those of the network's training")
     if not Path(folder).is_dir(): raise ValueError(f"there is no folder {folder}")
     class Within(PlainFolder):
         def find_classes(self, _):
@@ -210,7 +214,7 @@ class Request:
     def __post_init__(self):
         self.id = self.id.strip() or f"{date.today()}-{secrets.token_hex(3)}"
         self.asked_on = _date(str(self.asked_on)) if self.asked_on else ""
-        _check(self)
+        _check_settings(self)
         self.tuning, self.held_out = (images.to(self.device) for images in halves(unknown(self)))
         self.unseen = self.held_out if self.comparable is None else _checked(self).to(self.device)
         self.fingerprint = weights_fingerprint(self.model)  # before anything is asked of it
@@ -222,13 +226,18 @@ class Request:
     def device(self): return self.split.train.device
 
 # %% ../nbs/95_request.ipynb #6338f3e2
-def _check(r: Request):
-    "`ValueError` for what would only come out after the work."
+def _check_id(r: Request):
     check_name(r.id)
     if "/" in r.id or len(r.id) > 200:
         raise ValueError(f"id is {r.id!r}: up to 200 characters, without /")
     if r.id == "references":
         raise ValueError("id is 'references': the folder of retrained networks is called so")
+
+# %% ../nbs/95_request.ipynb #5c1e77a2
+def _check_settings(r: Request):
+    "`ValueError` for what would only come out after the work."
+    _check_id(r)
+    _check_numbers(r)
     checked_training(r.training, str(r.device))
     # copies are found by their pixels
     kinds = [r.split.train.source.dtype, r.split.test.source.dtype]
@@ -237,6 +246,14 @@ def _check(r: Request):
                          "give both as bytes")
     if r.recipe != "auto" and not isinstance(r.recipe, Recipe) and r.recipe not in WITHIN:
         raise ValueError(f"there is no recipe {r.recipe!r}: use auto, {', '.join(WITHIN)}")
+    if r.train is not None and not callable(r.train):
+        raise ValueError(f"train is {r.train!r}: pass a function")
+    if r.follows and not r.follows.produced(r.model):
+        raise ValueError(f"these weights are not those that request {r.follows.request} produced: "
+                         f"{r.follows.weights[:12]}…")
+
+# %% ../nbs/95_request.ipynb #5c1e77a3
+def _check_numbers(r: Request):
     if not r.max_test_drop >= 0:
         raise ValueError(f"max_test_drop is {r.max_test_drop}: points, 0 or more")
     if r.trials < 1: raise ValueError(f"trials is {r.trials}: at least 1 of each method")
@@ -245,14 +262,9 @@ def _check(r: Request):
                          "1 at least and all at most")
     if not 0 < r.budget <= 100:
         raise ValueError(f"budget is {r.budget}: percent of a training, above 0")
-    if r.train is not None and not callable(r.train):
-        raise ValueError(f"train is {r.train!r}: pass a function")
     if r.references and r.references < LEAST:
         raise ValueError(f"references is {r.references}: {LEAST} at least, "
                          "for fewer give no interval that holds; or 0")
-    if r.follows and not r.follows.produced(r.model):
-        raise ValueError(f"these weights are not those that request {r.follows.request} produced: "
-                         f"{r.follows.weights[:12]}…")
 
 # %% ../nbs/95_request.ipynb #c0ea53dd
 def _date(text) -> str:
@@ -344,8 +356,8 @@ def of_people(split) -> bool:
     return bool(np.mean(((named > 1) | np.isin(who, kept))[at]) >= 0.5)
 
 # %% ../nbs/95_request.ipynb #bac4be01
-GONE = ("of {} no training image is left: test accuracy counts them, and a network retrained without them "
-        "would lose them, too")
+GONE = ("of {} no training image is left: test accuracy counts them, "
+        "and a network retrained without them would lose them, too")
 BACK = ("{} retained images are named in request {}, or in one before it, "
         "and would be taught again: take them out of train, or list them as `earlier`")
 
@@ -485,15 +497,18 @@ def run(r: Request) -> pd.Series:
     r.facts["cost"] = dict(seconds=round(seconds, 1),
                            percent=round(100 * r.found.recipe.images(r.split) / training, 1),
                            percent_of_search=round(100 * r.found.passes / training, 1),
-                           accuracy_lost=plain(drop), allowed=r.max_test_drop)
+                           accuracy_lost=plain(drop), allowed=r.max_test_drop,
+                           retained=[finite(100 * is_right(z, r.classes, "retain").mean())
+                                     for z in (r.before, r.after)])
     r.facts["refused"] = refusal(r, drop)
     return pd.Series(r.facts["cost"], name="cost", dtype=object)
 
 # %% ../nbs/95_request.ipynb #16b4c784
 def accuracy_lost(r: Request) -> Interval:
     "Points of accuracy on the held-out half of test, and their 95 % interval; see `paired`."
-    before, after = (z["held_out"].argmax(1) == r.classes["held_out"] for z in (r.before, r.after))
-    return paired(before, after)
+    return paired(*(is_right(z, r.classes, "held_out") for z in (r.before, r.after)))
+
+def is_right(z, classes, part) -> np.ndarray: return z[part].argmax(1) == classes[part]
 
 def paired(before, after) -> Interval:  # whether each image is right, twice
     "Difference of two accuracies on the same images, points, by Agresti and Min (2005): two images more, spread evenly."
@@ -658,9 +673,10 @@ def refer(r: Request, folder, jobs: int = -1) -> pd.Series:
     exchangeable = not (r.wrong_labels or r.facts["limits"]["unlike"] or of_people(r.split))
     networks = _by_training(r, folder, jobs) if r.train is None else _by_owner(r, folder)
     rights = _rights_of(r, networks)
-    lineages = [] if (word := _poor(r, rights)) else [three for three in _lineages(r, networks) if three]
+    word = _poor(r, rights)
+    lineages = [three for three in _lineages(r, networks) if three] if not word else []
     word = word or _too_few(r, len(lineages))
-    facts = dict(asked=r.references, networks=len(lineages), right=rights, doubt="", word=word) | NO_SHARES
+    facts = NO_SHARES | dict(asked=r.references, networks=len(lineages), right=rights, doubt="", word=word)
     if not word: facts |= _compared(r, lineages, exchangeable)
     r.facts["references"] = facts
     if "evidence" in r.facts and not word: _overrule(r, facts)
@@ -712,9 +728,10 @@ def _by_owner(r, folder) -> list:
 
 # %% ../nbs/95_request.ipynb #652e43c4
 NO_SHARES = dict.fromkeys(("memory", "mark", "distance"), [None] * 3)
-WEAK = ("a network retrained as `training` says is right on {retrained:.0f} % of unseen images, "
-        "and the one in production on {own:.0f} %: these are no references; was it trained "
-        "in another way, from other weights or for longer? Then pass a function, `train`")
+WEAK = ("a network retrained as it was said to be trained is right on {retrained:.0f} % "
+        "of test images, and the one in production on {own:.0f} %: these are no references; was it "
+        "trained in another way, from other weights or for longer? Its owner can name the function "
+        "that trains it")
 
 def _rights_of(r, retrained) -> dict:
     "Percent right: of named images before, after, and in retrained networks; of held-out ones before and in these."
@@ -725,6 +742,7 @@ def _rights_of(r, retrained) -> dict:
                  retrained=mean("forget"), unseen=of(r.model, "test"), retrained_unseen=mean("test"))
     return {name: finite(x) for name, x in found.items()}
 
+# %% ../nbs/95_request.ipynb #5c1e77a1
 def _poor(r, rights) -> str:
     "Why retrained networks are no measure of the one in production; empty: they are."
     own, its = rights["unseen"], rights["retrained_unseen"]
@@ -755,7 +773,8 @@ POOR = ("a network that the training function made is right on {:.1f} % of the h
 
 ENOUGH_OF = 0.8  # of the accuracy of the network in production
 
-def of_stay(r) -> Images: return of_classes(r.held_out, r.split.retain)  # of classes that have retained images
+def of_stay(r) -> Images:  # held-out images of classes that have retained ones
+    return of_classes(r.held_out, r.split.retain)
 
 def refuse_poor(r, net):
     own, its = (100 * right(n, of_stay(r)).mean() for n in (r.model, net))
@@ -884,7 +903,8 @@ def _data(r) -> dict:
 
 # %% ../nbs/95_request.ipynb #b03664d0
 def _called(f) -> str:
-    if isinstance(f, partial): return f"{_called(f.func)} with {json.dumps(describe([f.args, f.keywords]))}"
+    if isinstance(f, partial):
+        return f"{_called(f.func)} with {json.dumps(describe([f.args, f.keywords]))}"
     named = f if hasattr(f, "__qualname__") else type(f)
     return f"{named.__module__}:{named.__qualname__}"
 
@@ -961,7 +981,9 @@ def done(facts) -> list:  # (name, value)
     others = ("other people" if (facts["look"]["people"] or {}).get("whole") else
               "other training images of the same classes")
     where = "these very images" if facts["labels"] else others
-    how = f"found in {trials} trials on {where}" if trials else "chosen by the owner"
+    again = len(recipe["trials"]) - trials
+    how = (f"found in {trials} trials on {where}, the best {again} of which were tried again" if trials
+           else "chosen by the owner")
     search = f"; the search for it took another {cost['percent_of_search']:.0f} %" if trials else ""
     known = f"; {n['known']} that the network has been trained on are left out" if n["known"] else ""
     return [("method", f"{recipe['title']}, {how}"), ("source", recipe["source"]),
@@ -969,6 +991,7 @@ def done(facts) -> list:  # (name, value)
                        f"{cost['seconds']:.0f} seconds" + search),
             ("data", f"{facts['data']['retained']:,} other training images, "
                      "of which the method may make use"),
+            ("their answers", "right on {:.1f} % before, on {:.1f} % after".format(*cost["retained"])),
             ("pixels", "{shape}, less {mean}, by {std}".format_map(facts["data"])),
             ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, "
                             f"{n['evidence']:,} {_serve(facts)}{known}"),
@@ -986,7 +1009,8 @@ def _more(facts) -> list:
     rows = [("comparable images", f"{n:,}, never trained on: the evidence is by these")] if n else []
     if gone := facts["look"].get("classes_gone"): rows.append(("classes", GONE.format(", ".join(gone))))
     if (n := facts["look"]["cases"]) < facts["look"]["images"] and not facts["labels"]:
-        rows.append(("evidence", f"by {n} of the named images: the others are (nearly) copies of these"))
+        others = "the others are (nearly) copies of these"
+        rows.append(("evidence", f"by {n} of the named images: {others}"))
     if people and people["in_part"]:
         rows.append(("people", f"of {people['in_part']} of the {people['named']} people "
                      f"on the named images, {people['images_that_stay']} other images stay"))

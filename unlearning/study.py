@@ -207,8 +207,8 @@ class Study:
         for check in (check_numbers, check_originals, check_rows): check(self)
 
 # %% ../nbs/81_study.ipynb #d023f9f2
-OTHER_NETWORK = ("the original has other weights than the networks to be retrained ({} and {} parameters): leave network= "
-                 "out, and they are like it")
+OTHER_NETWORK = ("the original has other weights than the networks to be retrained "
+                 "({} and {} parameters): leave network= out, and they are like it")
 
 def refuse_unlike(original, plan):
     "`ValueError`: the parameters of an original, and of what is retrained beside it, differ in number or size."

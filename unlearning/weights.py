@@ -105,8 +105,8 @@ def _bare(name): return re.sub(r"^(module\.)+", "", _plain(name))
 
 def _unwrapped(own, state):
     "Without a first name that all have in common, and the network has not."
-    first = {name.partition(".")[0] for name in state}
-    if len(first) != 1 or not all("." in name for name in state) or first & {name.partition(".")[0] for name in own}: return state
+    first, its = ({name.partition(".")[0] for name in names} for names in (state, own))
+    if len(first) != 1 or first & its or not all("." in name for name in state): return state
     return {name.partition(".")[2]: value for name, value in state.items()}
 
 def _named_as(own, state):
@@ -138,7 +138,8 @@ def _refuse_twins(states):
     own = {_bare(k): v for k, v in one.items() if k != "n_averaged"}
     for other, state in others:
         its = {_bare(k): v for k, v in state.items() if k != "n_averaged"}
-        called = other in _KEYS or ANOTHER.search(str(other))  # or it is a mask, a Fisher matrix, a momentum
+        # else it is a mask, a Fisher matrix, a momentum
+        called = other in _KEYS or ANOTHER.search(str(other))
         if called and own.keys() == its.keys() and not all(_equal(own[k], its[k]) for k in own):
             raise ValueError(TWINS.format(name, other))
 

@@ -428,7 +428,8 @@ def _few(e):
     reach = (f"only if {e.smallest:.0f} % {KNEW} were left would {n} show it {cases}"
              if e.smallest <= 100 else
              f"even if all {KNEW} were left, {n} would not show it {cases}")
-    return (f"the set is too small. No trace was found {_figures(e.after)}, but {reach}. "
+    return (f"these images are too few to tell. The test shows no difference {_figures(e.after)}, "
+            f"but {reach}. "
             f"What would help: more images to judge together, more unseen ones, or {REFERENCES}.")
 
 # %% ../../nbs/metrics/78_evidence.ipynb #d5602d46
