@@ -609,7 +609,7 @@ def test_tuned_numbers_say_for_what_they_were_found(monkeypatch):
     monkeypatch.setattr(pricing, 'settings_table', lambda: pd.DataFrame(rows))
     assert tuned('mine') == dict.fromkeys(('finetune', 'soft_unseen', 'scrub'), dict(lr=0.5))
     assert how_tuned('mine', 'finetune', here) == '16 trials'
-    assert how_tuned('mine', 'soft_unseen', here) == f"16 trials, after {pricing.DEVELOPED['soft_unseen']} in its making"
+    assert how_tuned('mine', 'soft_unseen', here) == f"16 trials, after {pricing.DEVELOPED['soft_unseen']} trials in its making"
     for other in (dict(share=0.2), dict(dataset='cifar10'), dict(network='vit'), dict(training=circumstances(replace(training, epochs=4))['training'])):
         assert how_tuned('mine', 'finetune', here | other) == 'transferred from mine'
     assert how_tuned('mine', 'scrub', here) == '16 trials (9 came to an end)'

@@ -332,7 +332,7 @@ def how_tuned(settings: str, method: str, here: dict) -> str:  # here: `circumst
     table, before = settings_table(), DEVELOPED.get(method, 0)
     rows = table[(table.settings == settings) & (table.method == method)]
     if not len(rows): return f"not tuned, {before} trials in its making" if before else "not tuned"
-    row = rows.iloc[0]
-    if any(row[k] != v for k, v in here.items()): return f"transferred from {settings}"
+    row, making = rows.iloc[0], f", after {before} trials in its making" if before else ""
+    if any(row[k] != v for k, v in here.items()): return f"transferred from {settings}{making}"
     whole = f" ({row.whole} came to an end)" if row.whole < row.trials else ""
-    return f"{row.trials} trials{whole}" + (f", after {before} in its making" if before else "")
+    return f"{row.trials} trials{whole}{making}"
