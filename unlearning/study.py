@@ -6,7 +6,7 @@
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT',
            'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE',
            'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of',
-           'check_types', 'checked_training', 'settled_recipe', 'Study', 'refuse_unlike', 'asked', 'check_numbers',
+           'check_types', 'checked_training', 'settled_recipe', 'Study', 'check_alike', 'asked', 'check_numbers',
            'gpus', 'gpus_found', 'lacks', 'check_device', 'check_originals', 'check_rows', 'recipe_settings',
            'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split',
            'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of',
@@ -204,16 +204,17 @@ class Study:
     def __post_init__(self):
         for check in (check_types, check_device): check(self)
         for name, value in asked(self).items(): object.__setattr__(self, name, value)
-        for check in (check_numbers, check_originals, check_rows): check(self)
+        for check in (check_numbers, check_originals, check_rows, check_alike): check(self)
 
 # %% ../nbs/81_study.ipynb #d023f9f2
 OTHER_NETWORK = ("the original has other weights than the networks to be retrained "
                  "({} and {} parameters): leave network= out, and they are like it")
 
-def refuse_unlike(original, plan):
+def check_alike(study):
     "`ValueError`: the parameters of an original, and of what is retrained beside it, differ in number or size."
-    if original is None: return
-    sizes = [sorted(tuple(p.shape) for p in net.parameters()) for net in (original, plan.fresh(0))]
+    if study.original is None: return
+    nets = study.original, study.plan.fresh(0)
+    sizes = [sorted(tuple(p.shape) for p in net.parameters()) for net in nets]
     if sizes[0] == sizes[1]: return
     raise ValueError(OTHER_NETWORK.format(*(f"{sum(map(math.prod, s)):,}" for s in sizes)))
 
@@ -228,7 +229,6 @@ def asked(study) -> dict:
         raise ValueError(f"original is a {type(study.original).__name__}: "
                          "pass the trained network, a torch module")
     plan = blueprint(network, (len(split.classes), *split.image_shape[:2]))
-    refuse_unlike(values["original"], plan)
     training = checked_training(study.training, study.device)
     recipes = {name: settled_recipe(recipe, study.device) for name, recipe in study.recipes.items()}
     return values | dict(network=network, plan=plan, training=training, recipes=recipes)
