@@ -9,10 +9,9 @@ COPIES = sorted(NBS.glob('results/*.ipynb'))
 EXPERIMENTS = {path.stem: path for path in NBS.glob('experiments/*.ipynb')}
 MADE_FROM = {'faces_laptop': 'celeba', 'writers_laptop': 'celeba'}  # whose name does not begin with the experiment's
 
-# Executed before the house was rebuilt (version 0.0.1), but for one. A copy that is executed anew leaves this list.
+# Executed before the house was rebuilt (version 0.0.1). A copy that is executed anew leaves this list.
 FALLEN_BEHIND = {'architectures_laptop', 'benchmark', 'benchmark_engine', 'cifar10_full', 'cifar10_laptop', 'faces_laptop',
-                 'tuning_cifar10_full', 'tuning_cifar10_laptop', 'writers_laptop',
-                 'verdicts_faces'}  # this one by 0.1.0, before its table told the truths of unlearned networks apart
+                 'tuning_cifar10_full', 'tuning_cifar10_laptop', 'writers_laptop'}
 
 
 def code(path):
@@ -49,4 +48,4 @@ def test_verdicts_keep_their_level(table):
     assert found.loc[('unlearned', 'something is left'), 'no trace was found that n images could show'] == 0
 
 
-def test_there_are_tables_of_verdicts(): assert VERDICTS
+def test_there_are_tables_of_verdicts(): assert len(VERDICTS) >= 2
