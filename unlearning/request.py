@@ -532,8 +532,7 @@ NOT_REPAIRED = ("the given labels are said of {:.0f} % of these images, before i
                 "nothing was repaired; see whether they are wrong")
 
 def _not_repaired(r) -> str:
-    before, after = (100 * (z["forget"].argmax(1) == r.classes["forget"]).mean()
-                     for z in (r.before, r.after))
+    before, after = (100 * is_right(z, r.classes, "forget").mean() for z in (r.before, r.after))
     return NOT_REPAIRED.format(after, before) if after >= before else ""
 
 # %% ../nbs/95_request.ipynb #4029fe72
@@ -640,8 +639,7 @@ DOUBT = ("The retrained networks are right on {:.0f} % of the named images, as t
 
 def _doubt(r, retrained) -> str:
     "Whether references may have been trained on what must go."
-    seen, unseen = (100 * (r.before[k].argmax(1) == r.classes[k]).mean()
-                    for k in ("retain", "unseen"))
+    seen, unseen = (100 * is_right(r.before, r.classes, k).mean() for k in ("retain", "unseen"))
     if retrained < seen - 2 or seen < unseen + 10: return ""
     warnings.warn(text := DOUBT.format(retrained, seen, unseen))
     return text
