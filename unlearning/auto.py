@@ -258,11 +258,13 @@ class Found:
 # %% ../nbs/94_auto.ipynb #8e8c5696
 NO_TRIAL = ("none of {} trials came to an end: {}. Allow a larger share, "
             "or check learning rate and batch size of `training`, by which all rates are measured")
-LEAST_HARM = "none of {} trials kept test accuracy within {:.1f} points: this one lost {:.1f}"
+LEAST_HARM = ("none of {} trials kept test accuracy within {:.1f} points each time: "
+              "this one lost {:.1f} on average")
 UNSTEADY = ("the best of {} trials kept test accuracy within {:.1f} points at first, "
-            "and not when they were run once more: this one lost {:.1f} there")
-NO_USE = ("none of {} trials within {:.1f} points of test accuracy left less of the trace "
-          "than doing nothing: allow more trials, a larger budget or a larger loss, "
+            "and not each time when they were run once more: this one lost {:.1f} there on average")
+NO_USE = ("the best of {} trials within {:.1f} points of test accuracy, run once more, were no "
+          "better than doing nothing, a point of it counted as ten percent of the trace: "
+          "allow more trials, a larger budget or a larger loss, "
           "and check learning rate, batch size and optimizer of `training`")
 
 def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should not be used

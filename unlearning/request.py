@@ -989,7 +989,8 @@ def done(facts) -> list:  # (name, value)
                        f"{cost['seconds']:.0f} seconds" + search),
             ("data", f"{facts['data']['retained']:,} other training images, "
                      "of which the method may make use"),
-            ("their answers", "right on {:.1f} % before, on {:.1f} % after".format(*cost["retained"])),
+            ("their answers", "in the named classes right on {:.1f} % before, on {:.1f} % after"
+             .format(*cost["retained"])),
             ("pixels", "{shape}, less {mean}, by {std}".format_map(facts["data"])),
             ("test images", f"{n['test']:,}: {n['tuning']:,} to choose by, "
                             f"{n['evidence']:,} {_serve(facts)}{known}"),

@@ -48,7 +48,7 @@ def bad_teacher(
 ) -> Recipe:
     "Towards a network that knows nothing on forget, and towards the original on retain, in one step."
     erase = dict(batch_size=69, retain_batch_size=187) | erase
-    f, r = erase["batch_size"], erase["retain_batch_size"]
+    f, r = erase["batch_size"], erase["retain_batch_size"] or erase["batch_size"]
     phase = Erase(forget=TowardsIgnorance(temperature), retain=LikeOriginal(temperature),
                   step=Mixture(alpha=r / (f + r)), train=True, **erase)
     return Recipe(name="bad_teacher", title="Bad teacher", phases=(phase,), source=source)

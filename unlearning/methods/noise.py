@@ -41,6 +41,8 @@ def noise(
     source: str = "Achour, third place of the NeurIPS 2023 challenge (xcadet/deepunlearn: kgltop3)",
 ) -> Recipe:
     "Noise on the first convolution, then training on retain, with a little more noise before its end (CFW)."
+    if not 0 < last < repair.epochs:
+        raise ValueError(f"last is {last} of the repair's {repair.epochs} epochs: more than 0, and fewer")
     most, end = (Repair(training=replace(repair, epochs=n), keep="repairs")
                  for n in (repair.epochs - last, last))
     return Recipe(name="noise", title="Noise (CFW)", source=source,

@@ -29,7 +29,10 @@ def uniform_like(weight, rng: torch.Generator):
 @dataclass(frozen=True, kw_only=True)
 class ResetSmallest(Edit):
     "Draw anew the smallest weights of all convolutions and linear layers, under one threshold."
-    share: float = 0.99
+    share: float = 0.99  # of all weights, 0 … 1
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1: raise ValueError(f"share is {self.share}: above 0, at most 1")
 
     def images(self, split): return 0  # it looks at none
 

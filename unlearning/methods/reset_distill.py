@@ -41,6 +41,9 @@ class HoldOut(Piece):
     "A part of the retained images, drawn once a run and held out."
     share: float = 0.1
 
+    def __post_init__(self):
+        if not 0 < self.share < 1: raise ValueError(f"share is {self.share}: between 0 and 1")
+
     def size(self, split): return max(1, round(self.share * len(split.retain)))
 
     def start(self, run):

@@ -15,8 +15,11 @@ from ..unlearn import Edit, Recipe, Repair
 # %% ../../nbs/methods/57_transpose.ipynb #56454bca
 def kernels(model) -> dict:  # name of the layer: its weight
     "The kernels of the convolutions that may be trained. `ValueError` where there are none, or one is not square."
-    found = {name: m.weight for name, m in model.named_modules()
-             if isinstance(m, nn.Conv2d) and m.weight.requires_grad}
+    layers = {name: m for name, m in model.named_modules()
+              if isinstance(m, nn.Conv2d) and m.weight.requires_grad}
+    # one weight of two layers is turned once
+    once = {id(m.weight): name for name, m in reversed(layers.items())}
+    found = {name: m.weight for name, m in layers.items() if once[id(m.weight)] == name}
     if not found:
         raise ValueError("the network has no convolution that may be trained: Transpose needs one")
     if odd := [name for name, w in found.items() if w.shape[2] != w.shape[3]]:

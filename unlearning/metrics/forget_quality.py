@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp, stdtrit
-from .accuracy import check_logits
+from .accuracy import as_array, check_logits
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #f84a68c5
 def statistic(
@@ -84,7 +84,7 @@ ATTACKS = dict(single=single, interval=interval, gaussian=gaussian)
 # %% ../../nbs/metrics/72_forget_quality.ipynb #abcd8600
 def _check_array(name, x):
     "One of the two as float64 (K, n)."
-    x = np.asarray(x, dtype=np.float64)
+    x = as_array(x).astype(np.float64)
     if x.ndim != 2 or len(x) < 2 or not x.shape[1]:
         raise ValueError(f"{name} has shape {x.shape}: "
                          "expected (networks, images) with at least two networks and one image")

@@ -7,6 +7,7 @@ __all__ = ['BINS', 'CLIP', 'FLOOR', 'klom', 'klom_95']
 
 # %% ../../nbs/metrics/76_klom.ipynb #ab83c39c
 import numpy as np
+from .accuracy import as_array
 
 # %% ../../nbs/metrics/76_klom.ipynb #6828003f
 BINS, CLIP, FLOOR = 20, 100., 1e-5
@@ -31,7 +32,7 @@ def klom(
     retrained,    # (K_R, n) of each retrained network
 )->np.ndarray:    # (n,) KL divergence of each image, in nats
     "KL(unlearned ‖ retrained) of the margins, image by image. `ValueError`: shapes, values that are NaN."
-    u, r = (np.clip(np.asarray(x, dtype=np.float64), -CLIP, CLIP) for x in (unlearned, retrained))
+    u, r = (np.clip(as_array(x).astype(np.float64), -CLIP, CLIP) for x in (unlearned, retrained))
     if u.ndim != 2 or r.ndim != 2 or u.shape[1:] != r.shape[1:] or not u.size or not r.size:
         raise ValueError(f"unlearned has shape {u.shape} and retrained {r.shape}: "
                          "expected (networks, images), the same images")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
-from .accuracy import check_logits
+from .accuracy import as_array, check_logits
 from .forget_quality import Interval, _half_width
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #2fdea92d
@@ -123,7 +123,7 @@ LEAST = 4  # lineages
 
 def _lineages(parents, children, named):
     "Parents (K or 1, n) and children (K, n) as float64. `ValueError`: shapes, fewer than `LEAST`, values not finite."
-    p, c = (np.asarray(x, dtype=np.float64) for x in (parents, children))
+    p, c = (as_array(x).astype(np.float64) for x in (parents, children))
     if (p.ndim != 2 or c.ndim != 2 or len(p) not in (1, len(c))
             or p.shape[1] != c.shape[1] or p.shape[1] < 2):
         raise ValueError(f"{named[0]} has shape {p.shape} and {named[1]} {c.shape}: "
@@ -141,7 +141,7 @@ def _lineages(parents, children, named):
 def _check_score(by, arrays):
     if by not in SCORES: raise ValueError(f"by is {by!r}: expected one of {', '.join(SCORES)}")
     low, high = min(x.min() for x in arrays), max(x.max() for x in arrays)
-    if by == "correctness" and not 0 <= low <= high <= 1:
+    if by == "correctness" and not all(np.isin(x, (0, 1)).all() for x in arrays):
         raise ValueError(f"values lie from {low:.3g} to {high:.3g}: "
                          "correctness is 0 or 1, see `correct`; for confidences take by=\"auc\"")
 
@@ -235,11 +235,14 @@ def _moves(half, k, h, share):
 def size_left(
     O, R, U, C,       # on forget, at least 8 lineages, a parent for each child
     by="correctness", # the score
-)->Interval:          # percent; below 0 where the halves contradict one another: noise
+)->Interval:          # percent; below 0 where the halves contradict one another: noise; NaN: nothing to share
     "Size of what is left, image by image and blind to its sign, against that of what was remembered."
     O, R, U, C = _checked(O, R, U, C, by)
+    if min(K := [len(x) for x in (O, R, U, C)]) < 2 * LEAST:
+        raise ValueError(f"O, R, U and C have {K} networks: two halves need {2 * LEAST} of each")
     one, other = (_added(*_checked(*(x[part::2] for x in (O, R, U, C)), by), by) for part in (0, 1))
     (l, g), (k, h) = (sum(kind.mean(axis=1) for kind in half)[:2] for half in (one, other))
+    if g @ h <= 0: return Interval(*[np.nan] * 3)  # nothing was remembered
     share = (l @ k) / (g @ h)
     moves = [*_moves(one, k, h, share), *_moves(other, l, g, share),
              len(l) * (l * k - share * g * h)]

@@ -8,6 +8,7 @@ __all__ = ['tow', 'tow_mia']
 # %% ../../nbs/metrics/77_tow.ipynb #4befbe78
 import numpy as np
 from scipy.special import stdtrit
+from .accuracy import as_array
 from .forget_quality import Interval
 
 # %% ../../nbs/metrics/77_tow.ipynb #8393ef95
@@ -16,7 +17,7 @@ def _gaps(U, R, first):
     parts = (first, "retain", "test")
     if missing := [p for p in parts if p not in U or p not in R]:
         raise ValueError(f"no {', '.join(missing)}: expected {', '.join(parts)} of both")
-    u, r = (np.array([np.asarray(x[p], dtype=np.float64) for p in parts]) for x in (U, R))
+    u, r = (np.array([as_array(x[p]).astype(np.float64) for p in parts]) for x in (U, R))
     if u.shape != r.shape or u.ndim != 2 or u.shape[1] < 2:
         raise ValueError(f"U has shape {u.shape} and R {r.shape}: "
                          "expected three parts of the same seeds, two at least")
@@ -26,10 +27,10 @@ def _gaps(U, R, first):
 
 # %% ../../nbs/metrics/77_tow.ipynb #e6382fb3
 def _over_seeds(values):
-    "Mean with Student's 95 % interval."
+    "Mean with Student's 95 % interval, within what it can be."
     mean, K = float(np.mean(values)), len(values)
     half = float(stdtrit(K - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(K))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(0., mean - half), min(1., mean + half))
 
 # %% ../../nbs/metrics/77_tow.ipynb #d51a421c
 def tow(

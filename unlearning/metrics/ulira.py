@@ -9,6 +9,7 @@ __all__ = ['ULira', 'ulira', 'vulnerable', 'ulira_apart']
 from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import expit
+from .accuracy import as_array
 
 # %% ../../nbs/metrics/75_ulira.ipynb #2c497ff7
 def _left_out(x):
@@ -56,7 +57,7 @@ class ULira:
 # %% ../../nbs/metrics/75_ulira.ipynb #ecf79c5f
 def _checked(first, second, names, least):
     "Both as float64 (K, n) of the same images."
-    a, b = (np.asarray(x, dtype=np.float64) for x in (first, second))
+    a, b = (as_array(x).astype(np.float64) for x in (first, second))
     if (a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:]
             or min(len(a), len(b)) < least or not a.size):
         raise ValueError(f"{names[0]} has shape {a.shape} and {names[1]} {b.shape}: expected "
@@ -99,7 +100,8 @@ def ulira_apart(
     share:float=0.1,  # of the images that count as vulnerable
 )->tuple:             # `ULira` of the vulnerable images and of the others
     "Images chosen on the even lineages, measured on the odd ones. `ValueError`: one original for all: no halves."
-    O, R, U = (np.asarray(x, dtype=np.float64) for x in (O, R, U))
+    if not 0 < share < 1: raise ValueError(f"share is {share}: some images have to be the others")
+    O, R, U = (as_array(x).astype(np.float64) for x in (O, R, U))
     if len(O) != len(U) or min(len(O), len(R)) < 6:
         raise ValueError(f"O, R and U have {len(O)}, {len(R)} and {len(U)} networks: "
                          "expected six lineages at least, an original for each of U")
