@@ -606,7 +606,7 @@ def place_masks(
     model: nn.Module,
     x,                # images as the network takes them, N × C × H × W
 ) -> nn.Module:       # the network, without wrappers
-    "Put a `Mask` behind every activation call, in place, or `ValueError`; masks that are there stay."
+    "Put a `Mask` behind every activation call found, in place, or `ValueError`; masks that are there stay."
     net = unwrap(model)
     if masks(net): return net
     if isinstance(net, torch.jit.ScriptModule): raise ValueError(_SCRIPTED)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 # %% ../nbs/10_augment.ipynb #1e796e7b
 def crop(x, rng):
-    "Shift each image by up to an eighth of its size, zeros coming in at the border (4 pixels at 32 × 32)."
+    "Shift each image by up to an eighth of its height, zeros coming in at the border (4 pixels at 32 × 32)."
     n, _, h, w = x.shape
     pad = max(1, h // 8)
     places = lambda size: torch.randint(0, 2 * pad + 1, (n, 1), generator=rng) + torch.arange(size)
@@ -30,9 +30,10 @@ def flip(x, rng):
 # %% ../nbs/10_augment.ipynb #aba5cfc4
 def rotate(x, rng, degrees=15):
     "Rotate each image by an angle drawn from ±`degrees`, bilinear, zeros outside."
+    h, w = x.shape[2:]  # each of which affine_grid counts from −1 to 1
     angle = (torch.rand(len(x), generator=rng) * 2 - 1) * (degrees * torch.pi / 180)
-    zero = torch.zeros_like(angle)
-    theta = torch.stack([angle.cos(), -angle.sin(), zero, angle.sin(), angle.cos(), zero], 1)
+    c, s, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+    theta = torch.stack([c, -s * (h / w), zero, s * (w / h), c, zero], 1)
     grid = F.affine_grid(theta.view(-1, 2, 3).to(x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, align_corners=False)
 
@@ -49,7 +50,7 @@ def erase(
     scale=(0.02, 0.33),  # of the rectangle, its area, in parts of the image's
     ratio=(0.3, 3.3),    # of its sides
 ):
-    "With probability `p`, blacken a rectangle: torchvision's RandomErasing, image by image."
+    "With probability `p`, blacken a rectangle: like torchvision's RandomErasing, image by image."
     n, _, h, w = x.shape
     draw = lambda low, high: torch.rand(n, generator=rng) * (high - low) + low
     area, aspect = draw(*scale) * h * w, draw(np.log(ratio[0]), np.log(ratio[1])).exp()

@@ -486,6 +486,9 @@ def make_split(
     forget, labels = check_forget(forget, len(train)), train.labels.cpu().numpy()
     retain = np.setdiff1d(np.arange(len(train)), forget)
     held = retain[:0]
+    if val >= len(retain):
+        raise ValueError(f"val is {val}, and {len(retain)} images are retained: "
+                         f"hold out 0 to {len(retain) - 1}")
     if val:
         held = retain[draw_balanced(labels[retain], val, rng(1))]
         retain = np.setdiff1d(retain, held)
@@ -528,7 +531,7 @@ def _split_of(facts: dict, arrays: dict) -> Split:
 
 # %% ../nbs/01_images.ipynb #e6cee0a5
 def read_split(path) -> Split:
-    "Read a file of `save_split`. `ValueError` names one that is damaged."
+    "Read a file of `save_split`. `ValueError` names one that is not whole."
     try:
         with safetensors.safe_open(path, "pt") as f:
             facts = json.loads(f.metadata()["split"])

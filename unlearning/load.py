@@ -597,9 +597,6 @@ def load_source(
 def _divide_images(source: Source, request, seed, val, subset) -> Split:
     "Divide a data set by a list of images."
     forget = positions(request, source, seed)
-    if val >= (retained := len(source.train) - len(forget)):
-        raise ValueError(f"val is {val}, and {retained} images are retained: "
-                         f"hold out 0 to {retained - 1}")
     return make_split(source.train, source.test, forget, source.classes,
                       source.name, val, subset, seed)
 
@@ -614,7 +611,7 @@ def load_split(
     copies: bool = False,       # forget training images that are identical to a forgotten one, too
     **options,                  # of the data set's own loader (mean, std, image_size, labels …): see `options_of`
 ) -> Split:
-    "Load a data set and divide it for unlearning (§4). `ValueError` names what is wrong and the remedy."
+    "Load a data set and divide it for unlearning. `ValueError` names what is wrong and the remedy."
     seed, val = as_count("seed", seed), as_count("val", val)
     if subset is not None: subset = as_count("subset", subset)
     source = load_source(dataset, root, **options)
@@ -680,7 +677,7 @@ def tuning_split(
     seed: int = 0,
     spanning: str = "skip",   # see `choose_identities`; for splits by identity
 ) -> Split:
-    "The same problem with another forget set, disjoint from `split.forget`; its test is cut from retain."
+    "The same data with another forget set, disjoint from `split.forget`; its test is cut from retain."
     val, seed, train = as_count("val", val), as_count("seed", seed), split.train
     rng = lambda k: np.random.default_rng([seed, k])
     free = np.flatnonzero(~np.isin(train.indices.cpu().numpy(), split.forget.indices.cpu().numpy()))

@@ -34,7 +34,7 @@ class ResidualBlock(nn.Module):
 
 # %% ../nbs/20_models.ipynb #a056bab7
 def small_resnet(num_classes, in_channels=3, widths=(32, 64, 128)):
-    "0.3 M parameters; a residual block for each width, all but the first halving the resolution."
+    "0.3 M parameters; a residual block for each width; a new width halves the resolution."
     stem = [nn.Conv2d(in_channels, widths[0], 4, 2, 1, bias=False),
             nn.BatchNorm2d(widths[0]), nn.ReLU()]
     blocks = [ResidualBlock(i, o, 1 if i == o else 2) for i, o in zip((widths[0], *widths), widths)]
@@ -258,6 +258,9 @@ def reset_modules(model: nn.Module):
     "Let every module draw its parameters anew, in place; what is frozen is its owner's, and stays."
     held = {p: p.detach().clone() for p in model.parameters() if not p.requires_grad}
     for m in model.modules():
+        weights = list(m.parameters())
+        # statistics of a frozen part stay, too
+        if weights and not any(p.requires_grad for p in weights): continue
         # the second is torch's own, of attention
         for name in ("reset_parameters", "_reset_parameters"):
             if callable(how := getattr(m, name, None)): how()

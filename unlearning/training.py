@@ -142,7 +142,7 @@ def cross_entropy(settings: Training, images: Images, gone=()):
 
 # %% ../nbs/23_training.ipynb #96dae9bd
 def refuse_unreached(value, params):
-    "`ValueError` if a loss depends on no parameter that may be trained."
+    "`ValueError` if a loss has no gradient, or no parameter may be trained."
     if value.requires_grad and any(p.requires_grad for p in params): return
     raise ValueError("no gradient reaches a weight of the network, so training would change "
                      "nothing: is everything frozen (requires_grad=False), "
@@ -218,7 +218,7 @@ def _restore(tensors, facts, model, stepper, rng):
 
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
-    "Whose checkpoint it is: settings, seed, images, and the weights from which the training starts."
+    "Whose checkpoint it is: settings, seed, labels and positions of the images, and the weights at the start."
     tensors = {k: v for k, v in model.state_dict().items() if torch.is_tensor(v)}
     tensors |= dict(y=images.labels, at=images.indices)
     digest = hashlib.blake2b(digest_size=16)
@@ -348,7 +348,7 @@ def logits(
     images: Images,
     batch_size: int = 250,  # small enough for a CPU's cache
 ) -> torch.Tensor:  # float32, N × classes, on the CPU, in the order of `images`
-    "What the network says of each image: eval mode, no augmentation. Every module's mode is left as it was."
+    "What the network, moved to their device, says of each image: eval mode, no augmentation. Modes stay as they were."
     with eval_mode(model.to(images.device)):
         return torch.cat([outputs(model, batch.x).float().cpu()
                           for batch in batches(images, batch_size)])

@@ -108,7 +108,9 @@ class Freeze(Constraint):
     names: tuple = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "names", tuple(self.names))  # a list cannot be hashed
+        # a list cannot be hashed, and one name is no tuple of letters
+        names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
+        object.__setattr__(self, "names", names)
 
     def start(self, run):
         tensors = [*run.student.named_parameters(),

@@ -38,7 +38,7 @@ def nearest_other_class(model, images, x, y, bound):
 class NearestBoundary(ForgetLoss):
     "Cross-entropy with the nearest other class, found on the original network."
     bound: float = 0.1  # per pixel, of a range of 1
-    looks = 4  # there and back through the original, which is three, and once more
+    looks = 4  # through the original: there and back, which is three, and once more
 
     def __call__(self, run, forget, retain):
         target = nearest_other_class(run.original, run.split.forget, forget.x, forget.y, self.bound)
