@@ -382,8 +382,9 @@ def _lock(file, path):
 # %% ../nbs/80_ensemble.ipynb #dcfd2990
 def _mark(store, name, run):
     "What a holder of this run writes as long as the checkpoint has not moved on."
-    checkpoint = store.folder / f"{name}.checkpoint"
-    return f"{run} {checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0} "
+    try: stood = (store.folder / f"{name}.checkpoint").stat().st_mtime_ns
+    except FileNotFoundError: stood = 0  # or its holder has just finished
+    return f"{run} {stood} "
 
 def _marks(store, name, start):
     "How many marks that start so are in a claim. Holders remove theirs: these are the dead, and who is at work."

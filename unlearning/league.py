@@ -159,7 +159,8 @@ def idle(found) -> list:
     "Methods that have changed nothing: what is left, and test accuracy, are those of No Unlearning."
     if "original" not in found.index: return []
     def same(m):
-        return found.memory[m] == found.memory["original"] and found.TA[m] == found.TA["original"]
+        known = np.isfinite(found.memory[m].value)
+        return known and all(found[c][m] == found[c]["original"] for c in ("memory", "TA"))
     return [m for m in found.index if m not in BY_ITSELF and same(m)]
 
 # %% ../nbs/92_league.ipynb #0794cc94
@@ -201,6 +202,8 @@ def _sparing(found) -> list:
 def in_words(found: pd.DataFrame, results: Results) -> str:
     "What the table says, in sentences."
     best, *others = _sparing(found) or [None]
+    if not any(np.isfinite(found.memory[m].value) for m in found.index if m not in LAST):
+        return "Of no method could memory left be estimated."
     if best is None:
         return ("No method leaves less than all and stays within "
                 f"{SPARES} points of Retrain's test accuracy.")
@@ -387,7 +390,7 @@ def _distances(results, row, frame) -> dict:
 
 # %% ../nbs/92_league.ipynb #e5cf0fe0
 def yardsticks(results: Results) -> pd.DataFrame:  # numbers, and Intervals in "F ↑"
-    "A row for each method of several networks, the reference first. KLOM: 95th percentile over images, nats."
+    "A row for each method of three networks or more, the reference first. KLOM: 95th percentile over images, nats."
     frame = pd.concat([results.networks, results.beside])
     mean = frame.groupby("method")[[*PAPER_ATTACKS]].mean()
     gaps = abs(mean - mean.loc["retrain"]).mean(axis=1)
@@ -415,7 +418,7 @@ def _goodness(measured) -> pd.DataFrame:
 def agreement(found: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     "Rank correlations of the yardsticks over No Unlearning and the methods that changed anything."
     # F / ceiling ranks alike
-    scores = measured.drop(["reference", *idle(found)], errors="ignore").drop(columns="F ↑")
+    scores = measured.drop(["reference", *idle(found)], errors="ignore").drop(columns="F ↑", errors="ignore")
     scores["|memory left| ↓"] = [abs(found.memory[m].value) if m in found.index else np.nan
                                  for m in scores.index]
     scores["blind to sign ↓"] = [found["size"].get(m, NONE).value for m in scores.index]

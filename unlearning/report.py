@@ -111,11 +111,11 @@ def unlearned(results: Results) -> list:
 # %% ../nbs/90_report.ipynb #a843b123
 def chance_table(
     results: Results, draws: int = 1000,
-    than: str = "",  # the row that the others are compared with; empty: the study's first method
+    than: str = "",  # the row that others are compared with; empty: the first method, or No Unlearning
 ) -> pd.DataFrame:
     "What of each mean gap chance may have made, by `resampled_gaps`. First row: the gap of a perfect unlearner."
     gaps, mean, than = (resampled_gaps(results, draws), summary(results).mean_gap,
-                        than or unlearned(results)[0])
+                        than or next(iter(unlearned(results)), "original"))
     mean["retrain"] = gaps.retrain.mean()
     ranges = {m: "{:.1f} to {:.1f}".format(*g.quantile([0.05, 0.95])) for m, g in gaps.items()}
     table = {"mean gap": mean, "nine of ten draws": pd.Series(ranges)}
@@ -287,7 +287,7 @@ def plot_losses(
     methods=(),   # rows; empty: No Unlearning, Retrain, and the study's first three methods
     width=1.6,    # inches, of each picture
 ):
-    "Cross-entropy of forget and test images, one network for each method (the paper's Figure 4)."
+    "Cross-entropy of each part's images, one network for each method (the paper's Figure 4)."
     methods = methods or ("original", "retrain", *unlearned(results)[:3])
     methods = [m for m in methods if m in results.losses]
     fig, axes = panels(len(methods), 2.6, width * len(methods) + 1, sharex=True, sharey=True)
@@ -373,7 +373,7 @@ def named_points(ax, x, y, names):
 def plot_tradeoff(results: Results):
     "Test accuracy against Retrain's, over F in percent of its ceiling; the area of a disc is the time."
     rows, (fig, ((ax,),)) = summary(results), panels(height=4.5)
-    s = rows.loc[unlearned(results)].dropna(subset="F_paper")  # one network has no distribution
+    s = rows.loc[unlearned(results)].dropna(subset=["F_paper", "ceiling_paper"])  # neither need be there
     if s.empty: return signed(fig, results)
     x, y = (100 * s.F_paper / s.ceiling_paper).to_numpy(), (s.TA - rows.TA["retrain"]).to_numpy()
     ax.scatter(x, y, s=4 * s.time + 10, color="silver", edgecolor="black", zorder=2)
@@ -401,8 +401,6 @@ def plot_cost(results: Results):
     named_points(ax, s.time.to_numpy(), s.mean_gap.to_numpy(), [title(results, m) for m in s.index])
     _beside(fig, ax)
     return signed(fig, results)
-
-
 
 # %% ../nbs/90_report.ipynb #87257dc5
 def _dots(ax, s, columns):

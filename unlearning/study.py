@@ -61,7 +61,7 @@ def with_weights(model: nn.Module, weights: dict) -> nn.Module:  # arrays or ten
 # %% ../nbs/81_study.ipynb #23e0c87d
 @torch.no_grad()
 def without_drawn(model: nn.Module) -> nn.Module:
-    "A copy in which only the constants have values: persistent buffers that no `reset_parameters` touches."
+    "A copy in which only constants have values: frozen parameters, and buffers that no `reset_parameters` touches."
     model = drawn_anew(model)
     versions = {name: (id(t), t._version) for name, t in stored_tensors(model).items()}
     reset_modules(model)
@@ -754,7 +754,10 @@ def look(study):
 def refuse_without_gpu(study, tasks, store):
     "What a GPU has computed can be read anywhere."
     if study.scheduler or not lacks(study.device): return
-    if all(t in store for row in tasks.values() for t in row): return
+    every = [t for row in tasks.values() for t in row]
+    lost = {t: why for t in every if (why := store.why_lost(t)) is not None}
+    gone = lost | orphans(tasks, lost, {})
+    if all(t in store or t in gone for t in every): return
     raise ValueError(f"device is {study.device!r}, and {gpus_found()} here: "
                      "use 'cpu', or a scheduler whose workers have it")
 
