@@ -67,7 +67,8 @@ class PruneOwn(PruneActivations):
 def activation_pruning(
     *, first: float = 0.99, last: float = 0.90,
     repair: Training = Training(epochs=4, batch_size=256, optimizer="adamw", lr=1e-3, weight_decay=1e-3,
-                                schedule="cosine", augment=PAPER_TRAINING.augment),
+                                schedule="cosine", augment=PAPER_TRAINING.augment,
+                                label_smoothing=0.),
     rounds: int = 2,  # prune, repair, prune, repair
     minus_retain: float = 0.,  # see `PruneOwn`; 0: the percentile of §3.3
     source: str = "sachit3022/unlearning; length of the repair: this library",

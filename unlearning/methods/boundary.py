@@ -49,7 +49,7 @@ def boundary(
     *, bound: float = 0.1,  # the repository's
     erase: dict = dict(passes=10, batch_size=64, lr=1e-5, momentum=0.9),  # Chen et al., 2023, §5
     repair: Training = replace(PAPER_TRAINING, epochs=4),
-    repair_first: bool = False,
+    repair_first: bool = False,  # repair, then erase: what some tunings found
     source: str = "sachit3022/unlearning (bound), Chen et al., 2023 (erase)",
 ) -> Recipe:
     "Boundary unlearning, its 'shrink' form: the paper's baseline [5]."

@@ -51,7 +51,7 @@ def gradient_surgery(
     *, erase: dict = dict(passes=3, batch_size=2048, lr=0.09, momentum=0.95),  # an equal retain batch beside each
     repair: Training = Training(epochs=4, batch_size=1024, optimizer="adamw", lr=2e-3,
                                 weight_decay=5e-4, schedule="halving",
-                                augment=PAPER_TRAINING.augment),
+                                augment=PAPER_TRAINING.augment, label_smoothing=0.),
     l1: float = 1e-3,
     repair_first: bool = False,
     source: str = "sachit3022/unlearning",

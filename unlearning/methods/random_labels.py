@@ -29,8 +29,8 @@ class RandomLabels(ForgetLoss):
 def random_labels(
     *, erase: dict = dict(passes=20, batch_size=512, lr=0.01, momentum=0.9),  # settings of `Erase`
     repair: Training = replace(PAPER_TRAINING, epochs=4),
-    repair_first: bool = False,
-    source: str = "those of soft-relabeling, sachit3022/unlearning",
+    repair_first: bool = False,  # repair, then erase: what some tunings found
+    source: str = "sachit3022/unlearning (passes); rate and length of the repair: this library",
 ) -> Recipe:
     "Random relabeling of the forget set, then training on retain: a baseline of the paper (§5)."
     phases = Erase(forget=RandomLabels(), **erase), Repair(training=repair)

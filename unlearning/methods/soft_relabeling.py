@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from ..training import PAPER_TRAINING, Training
 from ..models import outputs
-from ..unlearn import Erase, ForgetLoss, Recipe, Repair
+from ..unlearn import Descend, Erase, ForgetLoss, Recipe, Repair
 
 # %% ../../nbs/methods/44_soft_relabeling.ipynb #d9f11fe2
 def soft_targets(
@@ -42,11 +42,13 @@ class SoftRelabel(ForgetLoss):
 # %% ../../nbs/methods/44_soft_relabeling.ipynb #9d8cbf63
 def soft_relabeling(
     *, temperature: float = 1.,
+    retain_weight: float = 0.,  # of the retain batch with its own labels, in the same step; 1 in the repository
     erase: dict = dict(passes=20, batch_size=512, lr=0.01, momentum=0.9),  # 20 passes: the repository's
     repair: Training = replace(PAPER_TRAINING, epochs=4),
     source: str = ("sachit3022/unlearning (passes, temperature); "
                    "rate, batch and length of the repair: this library"),
 ) -> Recipe:
     "Soft-relabeling, the paper's first technique (§3.1): it acts on the loss."
-    phases = Erase(forget=SoftRelabel(temperature), **erase), Repair(training=repair)
+    away = Erase(forget=SoftRelabel(temperature), step=Descend(retain_weight), **erase)
+    phases = away, Repair(training=repair)
     return Recipe(name="soft_relabeling", title="Soft-Relabeling", phases=phases, source=source)
