@@ -186,6 +186,16 @@ TRAINING = Training(epochs=8, batch_size=32, lr=0.05, augment=(), label_smoothin
 NEXT_TO_NOTHING = finetune(repair=replace(TRAINING, epochs=0.04, lr=1e-9))
 
 
+def test_an_image_is_known_among_bytes_and_floats():
+    split = load_split('digits', forget=9)
+    learned, test = split.train.images[:8], split.test.images / 255
+    floats = torch.cat([test, learned / 255, learned * (1 / 255), test[:5] * (255 / 255.1)])  # the last are other images
+    images = replace(split.test, source=floats, rows=None, labels=torch.zeros(len(floats), dtype=torch.int64), indices=torch.arange(len(floats)))
+    r = SimpleNamespace(split=replace(split, test=images), earlier=None)
+    assert len(request.unknown(r)) == len(test) + 5
+    assert len(request.once(images)) == len(request.once(split.test)) + 8 + 5
+
+
 def test_twelve_images_decide_nothing_and_two_hundred_show_that_nothing_was_done(tmp_path):
     given = make_example(tmp_path, epochs=8)
     source = source_of(given['train'], given['test'], given['size'], given['mean'], given['std'])

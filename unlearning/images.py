@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['EACH', 'FIELDS', 'NUMPYS', 'TORCHS', 'SPELLINGS', 'TOPS', 'PARTS', 'HASHED', 'scaled', 'in_parts',
            'channel_statistics', 'stated', 'Pixels', 'Images', 'ImageFile', 'as_bytes', 'of_layout', 'of_range',
-           'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images', 'pixel_hashes', 'duplicates', 'Split',
-           'check_positions', 'check_forget', 'draw_balanced', 'draw_subset', 'class_names', 'alike', 'forget_copies',
-           'make_split', 'save_split', 'read_split', 'shared_split', 'Batch', 'batches']
+           'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images', 'pixel_hashes', 'copy_hashes',
+           'duplicates', 'Split', 'check_positions', 'check_forget', 'draw_balanced', 'draw_subset', 'class_names',
+           'alike', 'forget_copies', 'make_split', 'save_split', 'read_split', 'shared_split', 'Batch', 'batches']
 
 # %% ../nbs/01_images.ipynb #c7c359f3
 import hashlib, json, math, mmap
@@ -316,24 +316,35 @@ def hash_images(digest, name: str, images: Images):
         digest.update(f"{t.dtype}{tuple(t.shape)}".encode() + t.cpu().numpy().tobytes())
 
 # %% ../nbs/01_images.ipynb #1b14cca3
-def pixel_hashes(images: Images, floats=False) -> list:
-    "A hash of the pixels of each image. `floats`: of bytes as floats, to compare with others."
-    def hashes(some):
-        some = scaled(some) if floats else some
-        return [hashlib.blake2b(x.tobytes(), digest_size=16).digest() for x in some.cpu().numpy()]
+def pixel_hashes(images: Images, seen=lambda x: x) -> list:
+    "A hash of the pixels of each image, after `seen`, a function of one image."
     parts = in_parts(torch.arange(len(images)), images.shape)
-    return [h for at in parts for h in hashes(images.take(at.to(images.device)))]
+    some = (images.take(at.to(images.device)).cpu().numpy() for at in parts)
+    return [hashlib.blake2b(seen(x).tobytes(), digest_size=16).digest() for part in some for x in part]
+
+# %% ../nbs/01_images.ipynb #3c1f7a52
+def _undivided(x) -> np.ndarray:
+    "A float image as the bytes of which it was made; another as it is."
+    if x.dtype == np.uint8: return x
+    nearest = np.rint(255 * x)
+    near = (0 <= nearest.min() and nearest.max() <= 255
+            and np.abs(255 * x - nearest).max() < 1e-3)
+    dim = x.any() and not nearest.any()  # tiny values: all such images would be one, black
+    return nearest.astype(np.uint8) if near and not dim else x
+
+def copy_hashes(images: Images) -> list:
+    "A hash of each image, by which copies are found: the same for bytes and for floats made of them."
+    return pixel_hashes(images, _undivided)
 
 # %% ../nbs/01_images.ipynb #9396dffa
 def duplicates(split: Division) -> pd.DataFrame:
     "Copies of forgotten images in the other parts, a row each: `indices` of both, and whether their labels agree."
     gone, others = split.forget, {k: split.parts[k] for k in ("retain", "test", "val")
                                   if k in split.parts}
-    mixed = len({part.source.dtype for part in split.parts.values()}) > 1
     places, rows = {}, []
-    for i, h in enumerate(pixel_hashes(gone, mixed)): places.setdefault(h, []).append(i)
+    for i, h in enumerate(copy_hashes(gone)): places.setdefault(h, []).append(i)
     for name, part in others.items():
-        pairs = [(i, j) for j, h in enumerate(pixel_hashes(part, mixed)) for i in places.get(h, ())]
+        pairs = [(i, j) for j, h in enumerate(copy_hashes(part)) for i in places.get(h, ())]
         same = lambda i, j: bool(gone.labels[i] == part.labels[j])
         rows += [(int(gone.indices[i]), name, int(part.indices[j]), same(i, j)) for i, j in pairs]
     return pd.DataFrame(rows, columns=["forget", "part", "twin", "same_class"])
@@ -463,7 +474,7 @@ def alike(train: Images, test: Images, mean=None, std=None) -> tuple:
 # %% ../nbs/01_images.ipynb #43826d42
 def forget_copies(split: Split) -> Split:
     "The same split, in which training images that are identical to a forgotten one are forgotten too."
-    hashes, gone = pixel_hashes(split.train), set(pixel_hashes(split.forget))
+    hashes, gone = copy_hashes(split.train), set(copy_hashes(split.forget))
     forget = check_forget(np.flatnonzero([h in gone for h in hashes]), len(hashes))
     retain = np.setdiff1d(np.arange(len(hashes)), forget)
     return replace(split, forget=split.train[forget], retain=split.train[retain])

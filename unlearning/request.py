@@ -45,7 +45,7 @@ from .datasets.folder import hidden
 from .datasets.source import Source
 from .datasets.yours import PlainFolder, from_dataset
 from .ensemble import Store, architecture, describe, environment, hash_of
-from .images import Images, Split, batches, in_parts, pixel_hashes
+from .images import Images, Split, batches, copy_hashes, in_parts
 from .load import gone_classes
 from .manifest import (Predecessor, check_name, hand_over, listed, make_manifest,
                                  refuse_taken, weights_fingerprint)
@@ -277,12 +277,12 @@ FEWEST_TEST = 40
 
 def _learned(r) -> set:
     "Hashes of images that the network has been trained on: of train, and of earlier requests where at hand."
-    return (set(pixel_hashes(r.split.train))
-            | set(pixel_hashes(r.earlier) if r.earlier is not None else ()))
+    return (set(copy_hashes(r.split.train))
+            | set(copy_hashes(r.earlier) if r.earlier is not None else ()))
 
 def unknown(r: Request) -> Images:
     "Test images that the network has not been trained on."
-    known, hashes = _learned(r), pixel_hashes(r.split.test)
+    known, hashes = _learned(r), copy_hashes(r.split.test)
     at = np.flatnonzero([h not in known for h in hashes])
     if len(at) >= FEWEST_TEST: return r.split.test[at]
     raise ValueError(f"of {len(hashes)} test images {len(hashes) - len(at)} are in train, too: "
@@ -300,7 +300,7 @@ def _checked(r) -> Images:
     if c.source.dtype != t.source.dtype:
         raise ValueError(f"comparable images are {c.source.dtype}, and train's {t.source.dtype}: "
                          "give both as bytes")
-    hashes, known, tuning = pixel_hashes(c), _learned(r), set(pixel_hashes(r.tuning))
+    hashes, known, tuning = copy_hashes(c), _learned(r), set(copy_hashes(r.tuning))
     if n := sum(h in known for h in hashes):
         raise ValueError(f"{n} of the comparable images are in train: "
                          "name images that were never trained on")
@@ -330,7 +330,7 @@ def look(r: Request, key: bytes | None = None) -> pd.Series:
     seen = check(r.model, r.split, accuracy=r.accuracy)
     parts = dict(test=len(r.split.test), tuning=len(r.tuning), evidence=len(r.held_out))
     r.facts["look"] = dict(
-        images=len(r.split.forget), different=len(set(pixel_hashes(r.split.forget))),
+        images=len(r.split.forget), different=len(set(copy_hashes(r.split.forget))),
         test_accuracy=round(seen.test, 2), measured_on=seen.images, parameters=seen.parameters,
         test_images=parts | dict(known=parts["test"] - parts["tuning"] - parts["evidence"]))
     r.facts["look"] |= dict(people=people_named(r.split), classes_gone=classes_gone(r.split),
@@ -374,7 +374,7 @@ def refuse_left(r):
         raise ValueError("whole classes must go, and nothing of them is retained: "
                          "no image would be left to compare with. "
                          "A study (experiments/cifar10) compares with retrained networks")
-    again = (set(pixel_hashes(r.split.train)) & set(pixel_hashes(r.earlier))
+    again = (set(copy_hashes(r.split.train)) & set(copy_hashes(r.earlier))
              if r.earlier is not None else ())
     if again:
         raise ValueError(f"{len(again)} images of earlier requests are still in train: "
@@ -383,7 +383,7 @@ def refuse_left(r):
 # %% ../nbs/95_request.ipynb #9b23dc9c
 def once(images: Images) -> Images:
     "Without copies: they say the same again, and would count as evidence."
-    return images[np.sort(np.unique([h.hex() for h in pixel_hashes(images)], return_index=True)[1])]
+    return images[np.sort(np.unique([h.hex() for h in copy_hashes(images)], return_index=True)[1])]
 
 # %% ../nbs/95_request.ipynb #3b7d11e5
 NEARLY = 0.98  # correlation of thumbnails; of a thousand images of CIFAR-10 no two are so much alike
