@@ -234,7 +234,7 @@ DAMAGE = {
     'attributes cut in a value': (lambda folder: (rewrite(TEXTS[0], lambda text: text[:-3] + b'-1\n')(folder), cut(TEXTS[0], 2)(folder)), 'list_attr_celeba.txt is damaged.*row' + BY_HAND),
     'attributes cut in the header': (rewrite(TEXTS[0], lambda text: text[:30]), 'list_attr_celeba.txt is damaged' + BY_HAND),
     'identity cut away': (cut(TEXTS[1], 5), 'identity_CelebA.txt is damaged.*row' + BY_HAND),
-    'identity cut in its number': (cut(TEXTS[1], 2), 'identity_CelebA.txt is damaged.*row' + BY_HAND),
+    'identity cut in its number': (cut(TEXTS[1], 2), 'identity_CelebA.txt has no newline at its end.*row' + BY_HAND),
     'partition cut away': (cut(TEXTS[2], 4), 'list_eval_partition.txt is damaged.*row' + BY_HAND),
     'a row of attributes less': (drop_line(TEXTS[0]), f'different numbers of images.*list_attr_celeba.txt announces {N}, and has {N - 1}, identity_CelebA.txt {N},' + BY_HAND),
     'an identity less': (drop_line(TEXTS[1]), f'different numbers of images.*and has {N}, identity_CelebA.txt {N - 1}, list_eval_partition.txt {N}' + BY_HAND),
