@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['EACH', 'FIELDS', 'NUMPYS', 'TORCHS', 'SPELLINGS', 'TOPS', 'PARTS', 'HASHED', 'scaled', 'in_parts',
            'channel_statistics', 'stated', 'Pixels', 'Images', 'ImageFile', 'as_bytes', 'of_layout', 'of_range',
-           'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images', 'pixel_hashes', 'copy_hashes',
+           'tell_dim', 'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images', 'pixel_hashes', 'copy_hashes',
            'duplicates', 'Split', 'check_positions', 'check_forget', 'draw_balanced', 'draw_subset', 'class_names',
            'alike', 'forget_copies', 'make_split', 'save_split', 'read_split', 'shared_split', 'Batch', 'batches']
 
 # %% ../nbs/01_images.ipynb #c7c359f3
-import hashlib, json, math, mmap
+import hashlib, json, math, mmap, warnings
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -35,7 +35,8 @@ def in_parts(rows, shape):
 def _moments_of_bytes(parts, channels) -> tuple:  # means of the values and of their squares, float64, C each
     counts = torch.zeros(channels, 256, dtype=torch.float64)
     for some in parts:
-        counts += torch.stack([torch.bincount(c.flatten(), minlength=256) for c in some.unbind(1)])
+        each = [torch.bincount(c.flatten(), minlength=256) for c in some.unbind(1)]
+        counts += torch.stack(each).cpu()
     levels, total = torch.arange(256).double() / 255, counts.sum(1)
     return counts @ levels / total, counts @ levels**2 / total
 
@@ -67,7 +68,9 @@ def stated(mean, std, channels: int) -> tuple:  # float32, C each
     for name, t in zip(("mean", "std"), values):
         if len(t) in (1, channels): continue
         raise ValueError(f"{name} has {len(t)} values for {channels} channels: pass one each")
-    if not all(((t >= 0) & (t <= 1)).all() for t in values) or (values[1] == 0).any():
+    if (values[1] == 0).any():
+        raise ValueError(f"std is {std}, and pixels are divided by it: pass what is above 0")
+    if not all(((t >= 0) & (t <= 1)).all() for t in values):
         remedy = "divide them by 255 if they are of bytes"
         raise ValueError(f"mean {mean} and std {std} are not of pixels in [0, 1]: {remedy}")
     return tuple(t.expand(channels).clone() for t in values)
@@ -116,7 +119,10 @@ class Images(Pixels):
 
     def __getitem__(self, idx) -> "Images":
         "The images at positions `idx` (a list, an array or a slice). No pixel is copied."
-        idx = idx if isinstance(idx, slice) else torch.as_tensor(np.asarray(idx), device=self.device)
+        if not isinstance(idx, slice):
+            if (at := np.asarray(idx)).ndim != 1:
+                raise TypeError(f"images at {idx!r}: name them by a list, [{idx!r}], or by a slice")
+            idx = torch.as_tensor(at if at.size else at.astype(int), device=self.device)
         rows = torch.arange(len(self), device=self.device) if self.rows is None else self.rows
         each = {k: t[idx] for k in EACH if (t := getattr(self, k)) is not None}
         return replace(self, rows=rows[idx], **each)
@@ -209,8 +215,15 @@ def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to p
         return f"{words} seem to be normalised already", f"{how} * std + mean"
     if low < 0: return words, f"({how} + 1) / 2"
     top = next((t for t in TOPS if high <= t), high)
-    if top == 255 and not (floats and (x % 1).any()): return words, f"{how}{SPELLINGS[tensor][1]}"
-    return words, f"{how} / {top:g}"
+    whole = top == 255 and not (floats and (x % 1).any())
+    remedy = f"{how}{SPELLINGS[tensor][1]}" if whole else f"{how} / {top:g}"
+    return words, f"{how} / {high:g}, if {high:g} is white, or {remedy}" if 0 < high < 128 else remedy
+
+def tell_dim(pixels):
+    "Warn of bytes of which none is above 1: black and white, or somebody's black and nearly black."
+    if not torch.is_tensor(pixels) or pixels.dtype != torch.uint8 or pixels.numel() == 0: return
+    if pixels.max() == 1: warnings.warn("the pixels are bytes of 0 and 1, and 255 is white: "
+                                        "pass 255 * x if 1 is", stacklevel=3)
 
 # %% ../nbs/01_images.ipynb #24480106
 def _as_array(images) -> np.ndarray:
@@ -267,6 +280,7 @@ def in_memory(
     "`Images` from arrays. `ValueError` says what is wrong with them."
     if like is not None and like.shape[0] not in (1, 3): channels = like.shape[0]
     images, n = as_pixels(images, channels), len(images)
+    if like is None: tell_dim(images)
     labels = as_labels(labels, n)
     shape = tuple(images.shape[1:])
     if like is not None and shape != like.shape:
@@ -524,7 +538,8 @@ def save_split(split: Split, path) -> Path:
     place = lambda part: [s is part.source for s in sources].index(True)
     which = {name: place(part) for name, part in split.parts.items()}
     files = {i: str(s.path.resolve()) for i, s in enumerate(sources) if isinstance(s, ImageFile)}
-    facts = dict(name=split.name, classes=split.classes, source=which, files=files)
+    facts = dict(name=split.name, classes=split.classes, source=which, files=files,
+                 fingerprint=split.fingerprint)
     with write_whole(path) as part: save_file(arrays, part, metadata={"split": json.dumps(facts)})
     return Path(path)
 
@@ -542,19 +557,22 @@ def _split_of(facts: dict, arrays: dict) -> Split:
 
 # %% ../nbs/01_images.ipynb #e6cee0a5
 def read_split(path) -> Split:
-    "Read a file of `save_split`. `ValueError` names one that is not whole."
+    "Read a file of `save_split`. `ValueError` names one that is not whole, or not what was saved."
     try:
         with safetensors.safe_open(path, "pt") as f:
             facts = json.loads(f.metadata()["split"])
-            return _split_of(facts, {key: f.get_tensor(key) for key in f.keys()})
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as e:
+            split = _split_of(facts, {key: f.get_tensor(key) for key in f.keys()})
+        if facts.get("fingerprint", split.fingerprint) == split.fingerprint: return split
+        raise ValueError(f"its content has the fingerprint {split.fingerprint}")
+    except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as e:
         remedy = "delete it and make it again"
         raise ValueError(f"{path} is not a whole file of save_split ({e}): {remedy}") from e
 
 @lru_cache(maxsize=2)
 def shared_split(path: str, device: str = "cpu") -> Split:
     "The split in a file, read once a process however often it is asked for."
-    return read_split(path).to(device)
+    split = read_split(path)
+    return split if device == "cpu" else split.to(device)  # as it was checked
 
 # %% ../nbs/01_images.ipynb #8c5550a3
 class Batch(NamedTuple):

@@ -501,6 +501,9 @@ def _hold_out_people(ids, named, seed, val, subset) -> tuple:  # positions: held
         others = np.flatnonzero(~np.isin(ids, named))
         held = others[whole_identities(ids[others], val, rng(1))]
         kept = np.setdiff1d(kept, held)
+        if not len(kept):
+            raise ValueError(f"val is {val}, of {len(ids)} images of whole people, "
+                             "and nobody is left to train on: hold out fewer")
     if subset is not None: kept = kept[whole_identities(ids[kept], subset, rng(2), first=named)]
     return held, kept
 
@@ -671,6 +674,14 @@ def _forgets_people(split) -> bool:
     return ids is not None and not np.isin(gone.cpu(), stay.cpu()).any()
 
 # %% ../nbs/19_load.ipynb #5c0ccf26
+def _refuse_wrong_labels(split):
+    "`ValueError` where wrong labels are to be forgotten: those drawn would be right, and these retained."
+    labels, truth = split.forget.labels, split.forget.truth
+    if truth is None or (wrong := int((labels != truth).sum())) <= len(labels) / 2: return
+    raise ValueError(f"{wrong} of {len(labels)} images to be forgotten have wrong labels, and images "
+                     "with right ones would be drawn: tuned = tuning_split(…) of the data with all "
+                     "labels right, then wrong_labels(tuned, at=…), the positions of tuned.forget")
+
 def tuning_split(
     split: Split,
     val: int,                 # images of retain to hold out, in the place of the test set
@@ -678,6 +689,7 @@ def tuning_split(
     spanning: str = "skip",   # see `choose_identities`; for splits by identity
 ) -> Split:
     "The same data with another forget set, disjoint from `split.forget`; its test is cut from retain."
+    _refuse_wrong_labels(split)
     val, seed, train = as_count("val", val), as_count("seed", seed), split.train
     rng = lambda k: np.random.default_rng([seed, k])
     free = np.flatnonzero(~np.isin(train.indices.cpu().numpy(), split.forget.indices.cpu().numpy()))

@@ -392,7 +392,7 @@ def draw_face(
                            landmarks=_landmarks(pen, p, m) / 2, attributes=drawn_attributes(p, m))
 
 # %% ../../nbs/datasets/15_faces.ipynb #13d8aa80
-# of 4·Male + 2·Gray_Hair + Chubby, in 10,000 images of CelebA
+# of 4·Male + 2·Gray_Hair + Chubby, in 10,000 images, meant to be CelebA's; their source is not on record
 CLASS_SHARES = (5668, 59, 61, 3, 3415, 404, 253, 137)
 
 def apportion(shares, total: int) -> np.ndarray:

@@ -74,10 +74,12 @@ def _table(path, **form) -> pd.DataFrame:  # indexed by the name of the image
         raise ValueError(f"{path} is damaged ({e}): {GET_CELEBA}") from e
     # A row that was cut off has no value, or half of one;
     # and half of an identity's number is a number.
-    numbers = (all(map(pd.api.types.is_integer_dtype, table.dtypes))
-               and not table.isna().any(axis=None))
-    if not numbers or (len(table.columns) == 1 and not path.read_bytes().endswith(b"\n")):
+    if (not all(map(pd.api.types.is_integer_dtype, table.dtypes))
+            or table.isna().any(axis=None)):
         _refuse(f"{path} is damaged (a row is not whole numbers)")
+    if len(table.columns) == 1 and not path.read_bytes().endswith(b"\n"):
+        _refuse(f"{path} has no newline at its end, so its last row may have been cut off: "
+                "if it was not, end it with one, and else")
     return table
 
 # %% ../../nbs/datasets/14_people.ipynb #e312e55b
@@ -156,7 +158,8 @@ def write_about(
 def tree_name(folder: Path, images: int) -> str:
     "What a tree in CelebA's layout is called. `ValueError` if its about.json does not say."
     if not (about := folder / ABOUT).exists():
-        return "celeba" if images > 0.99 * CELEBA_IMAGES else "a tree in CelebA's layout"
+        about_as_many = abs(images - CELEBA_IMAGES) < 0.01 * CELEBA_IMAGES
+        return "celeba" if about_as_many else "a tree in CelebA's layout"
     try: return str(json.loads(about.read_text())["name"])
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f'{about} does not say what the tree is ({e!r}): '

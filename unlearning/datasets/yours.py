@@ -19,10 +19,10 @@ from PIL import Image
 from torch.utils.data import Subset
 from torchvision.datasets import DatasetFolder, ImageFolder
 from tqdm import tqdm
-from .folder import hidden, is_image
+from .folder import hidden, is_grey, is_image
 from .source import LARGE, Source, data_root, header, plain
 from ..images import (ImageFile, Images, as_labels, as_pixels, channel_statistics,
-                               class_names, stated)
+                               class_names, stated, tell_dim)
 
 # %% ../../nbs/datasets/16_yours.ipynb #f11e0f1e
 def file_of(dataset, i: int) -> str:
@@ -64,8 +64,7 @@ def as_array(
 ) -> np.ndarray:    # C × H × W
     "An image, its values as they are. `ValueError` if it is none."
     if isinstance(image, Image.Image):
-        grey = (channels == 1
-                or channels is None and image.mode in ("1", "L", "LA", "I", "F", "I;16"))
+        grey = channels == 1 or channels is None and is_grey(image.mode)
         image = np.atleast_3d(np.asarray(plain(image, 1 if grey else 3)))
     array = np.asarray(image.detach().cpu()) if torch.is_tensor(image) else np.asarray(image)
     if array.ndim == 2: return array[None]
@@ -91,6 +90,9 @@ class Values(NamedTuple):
     def pixels(self, x) -> np.ndarray:  # uint8, or float32
         "N × C × H × W values as pixels. `ValueError` if they cannot be."
         if not self.normalised: return as_pixels(x, self.channels).numpy()
+        if not np.isfinite(x).all():
+            raise ValueError("some values are not finite: leave such images out, "
+                             "or mend the transform")
         if self.mean is None: return x.astype(np.float32)
         mean, std = (np.asarray(t, np.float32)[:, None, None]
                      for t in stated(self.mean, self.std, self.shape[0]))
@@ -281,6 +283,7 @@ def from_dataset(
         if which != "train": steady(dataset, which, channels)
     pixels = {k: read(dataset, values, cache) for k, dataset in sets.items()}
     source = pixels["train"][0]
+    tell_dim(source)
     if mean is not None or std is not None: mean, std = stated(mean, std, values.shape[0])
     else: mean, std = _as_they_are(values) if values.normalised else channel_statistics(source)
     made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std)
