@@ -217,7 +217,8 @@ def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to p
     top = next((t for t in TOPS if high <= t), high)
     whole = top == 255 and not (floats and (x % 1).any())
     remedy = f"{how}{SPELLINGS[tensor][1]}" if whole else f"{how} / {top:g}"
-    return words, f"{how} / {high:g}, if {high:g} is white, or {remedy}" if 0 < high < 128 else remedy
+    unsure = 0 < high < 128 and high % 1 == 0  # 16 may be white
+    return words, f"{how} / {high:g}, if {high:g} is white, or {remedy}" if unsure else remedy
 
 def tell_dim(pixels):
     "Warn of bytes of which none is above 1: black and white, or somebody's black and nearly black."
