@@ -18,11 +18,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .check import check
+from .check import check, spread_out
 from .images import Batch, Split, batches
 from .load import gone_classes
 from .models import copy_network, outputs
-from .show import accuracies, spread_out
+from .show import accuracies
 from .training import (Stepper, Training, cross_entropy, deterministic, fit,
                                  forward_type, logits, make_optimizer, make_schedule,
                                  refuse_half, refuse_unreached, steps_of, train_mode)
