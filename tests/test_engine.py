@@ -1,6 +1,7 @@
 """What the engine survives: kills, damage, company, full disks, dying workers, and files made to do harm."""
 import ctypes, errno, json, os, pickle, random, resource, shutil, signal, subprocess, sys, textwrap, time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,6 +222,13 @@ def test_checkpoint_of_another_training_is_set_aside(tmp_path, other):
     trained(images, path, **other)
     with pytest.warns(UserWarning, match='checkpoint is the checkpoint of another computation: it is set aside'): weights, steps, _ = trained(images, path)
     assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
+
+
+@pytest.mark.parametrize('other', [lambda x: dict(source=255 - x.source), lambda x: dict(mean=x.mean + 0.1), lambda x: dict(labels=x.labels.roll(1))])
+def test_checkpoint_of_other_images_is_set_aside(tmp_path, other):
+    images, path = load_split('digits', subset=200).train, tmp_path/'checkpoint'
+    trained(images, path, epochs=2)
+    with pytest.warns(UserWarning, match='another computation'): assert trained(replace(images, **other(images)), path, epochs=2)[1] == 8
 
 
 def test_study_resumes_inside_a_network_and_removes_the_checkpoint(tmp_path, whole, nursery, monkeypatch):

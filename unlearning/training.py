@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 from .augment import augmentations
 from .files import Checkpoint
-from .images import Images, batches
+from .images import Images, batches, hash_images
 from .models import outputs
 
 # %% ../nbs/23_training.ipynb #e3d73b5d
@@ -218,12 +218,12 @@ def _restore(tensors, facts, model, stepper, rng):
 
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
-    "Whose checkpoint it is: settings, seed, labels and positions of the images, and the weights at the start."
+    "Whose checkpoint it is: settings, seed, images, and the weights at the start."
     tensors = {k: v for k, v in model.state_dict().items() if torch.is_tensor(v)}
-    tensors |= dict(y=images.labels, at=images.indices)
     digest = hashlib.blake2b(digest_size=16)
     for name, t in tensors.items():
         digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + _bytes(t))
+    hash_images(digest, "images", images)  # pixels too, and what normalises them
     augment = [getattr(a, "__qualname__", a) for a in settings.augment]
     return [asdict(settings) | dict(augment=augment), seed, digest.hexdigest()]
 
