@@ -165,6 +165,14 @@ def test_kept_weights_step_a_tenth_of_what_they_would(original, split):
     assert steps[1.][~reset].abs().max() > 1e-5
 
 
+@pytest.mark.parametrize('norm', ['weight_norm', 'spectral_norm'])
+@pytest.mark.parametrize('name', ['reinit', 'noise', 'prune_reset', 'transpose', 'reset_distill'])
+def test_weights_that_are_computed_are_refused_by_name(name, norm, split):
+    wrap = getattr(torch.nn.utils.parametrizations, norm)
+    net = torch.nn.Sequential(wrap(torch.nn.Conv2d(1, 4, 3)), torch.nn.ReLU(), torch.nn.Flatten(), wrap(torch.nn.Linear(144, 10)))
+    with pytest.raises(ValueError, match="weight of layer '0' is computed of others"): unlearn(net, split, RIVALS[name])
+
+
 def test_nothing_to_reset_is_said(original, split):
     with pytest.warns(NothingChanged): unlearn(original, split, reinit(share=0., repair=SHORT))
 

@@ -13,13 +13,12 @@ from torch import nn
 from .salun import most_salient
 from ..models import outputs
 from ..training import Training
-from ..unlearn import Edit, Recipe, Repair, RetainLoss
+from ..unlearn import Edit, Recipe, Repair, RetainLoss, trained_layers
 
 # %% ../../nbs/methods/56_prune_reset.ipynb #6fc29cd3
 def matrices(model) -> list:
     "The weights of convolutions and linear layers that may be trained."
-    kinds = nn.Conv2d, nn.Linear
-    return [m.weight for m in model.modules() if isinstance(m, kinds) and m.weight.requires_grad]
+    return [m.weight for m in trained_layers(model, nn.Conv2d, nn.Linear).values()]
 
 def uniform_like(weight, rng: torch.Generator):
     "As a fresh layer would be drawn: U(−√k, √k), where k is one over what a neuron takes in."

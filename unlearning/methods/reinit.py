@@ -13,7 +13,7 @@ from torch import nn
 from ..images import Images, batches
 from ..models import outputs
 from ..training import Training
-from ..unlearn import Constraint, Edit, Recipe, Repair, gradient
+from ..unlearn import Constraint, Edit, Recipe, Repair, gradient, trained_layers
 
 # %% ../../nbs/methods/50_reinit.ipynb #6b0011c3
 def loss_gradient(
@@ -38,8 +38,7 @@ def smallest(values: torch.Tensor, share: float):
 
 def convolutions(model) -> list:
     "The weights of the convolutions that may be trained."
-    return [m.weight for m in model.modules()
-            if isinstance(m, nn.Conv2d) and m.weight.requires_grad]
+    return [m.weight for m in trained_layers(model, nn.Conv2d).values()]
 
 @torch.no_grad()
 def redraw(weight, mask, rng: torch.Generator):

@@ -12,15 +12,14 @@ from torch import nn
 from .scrub import distillation
 from ..models import outputs
 from ..training import Training
-from ..unlearn import Edit, Piece, Recipe, Repair, RetainLoss, stream
+from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, stream,
+                                 trained_layers)
 
 # %% ../../nbs/methods/58_reset_distill.ipynb #b695fc36
 def ends(model) -> dict:  # by name
     "The first convolution and the last linear layer that may be trained. `ValueError` where one is missing."
     def of(kind, what):
-        found = [(n, m) for n, m in model.named_modules()
-                 if isinstance(m, kind) and m.weight.requires_grad]
-        if found: return found
+        if found := list(trained_layers(model, kind).items()): return found
         raise ValueError(f"the network has no {what} that may be trained: ResetEnds needs one")
     return dict([of(nn.Conv2d, "convolution")[0], of(nn.Linear, "linear layer")[-1]])
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from ..training import Training
-from ..unlearn import Edit, Recipe, Repair
+from ..unlearn import Edit, Recipe, Repair, trained_layers
 
 # %% ../../nbs/methods/57_transpose.ipynb #56454bca
 def kernels(model) -> dict:  # name of the layer: its weight
     "The kernels of the convolutions that may be trained. `ValueError` where there are none, or one is not square."
-    layers = {name: m for name, m in model.named_modules()
-              if isinstance(m, nn.Conv2d) and m.weight.requires_grad}
+    layers = trained_layers(model, nn.Conv2d)
     # one weight of two layers is turned once
     once = {id(m.weight): name for name, m in reversed(layers.items())}
     found = {name: m.weight for name, m in layers.items() if once[id(m.weight)] == name}
