@@ -109,9 +109,15 @@ def _unwrapped(own, state):
     if len(first) != 1 or first & its or not all("." in name for name in state): return state
     return {name.partition(".")[2]: value for name, value in state.items()}
 
-def _named_as(own, state):
-    "The state under the names of the network `own` (a state dict)."
-    bare = {_bare(k): k for k in own}
+def _behind_masks(net):
+    "Of activations that have weights (PReLU) and a mask: plain name of a weight: its name behind the mask."
+    stems = [name.removesuffix("mask") for name in masks(net)]
+    return {_bare(stem + k.removeprefix(f"{stem}activation.")): k for stem in stems
+            for k in net.state_dict() if k.startswith(f"{stem}activation.")}
+
+def _named_as(own, state, behind={}):
+    "The state under the names of the network `own` (a state dict); `behind`: see `_behind_masks`."
+    bare = behind | {_bare(k): k for k in own}
     found = {k if k in own else bare.get(_bare(k), _bare(k)): v for k, v in state.items()}
     if "n_averaged" not in own: found.pop("n_averaged", None)  # AveragedModel counts in its state
     return _unwrapped(own, found)
@@ -231,6 +237,14 @@ def _fill(net, state, path):
     except RuntimeError as e: raise ValueError(f"{path} does not fit this network: {e}") from e
 
 # %% ../nbs/22_weights.ipynb #6e5e10b4
+def _loaded(net, state, facts, path):
+    net = _placed(net, state, facts, path)
+    own = net.state_dict()
+    _fill(net, _tied_too(own, _named_as(own, state, _behind_masks(net)), facts), path)
+    for name, to in facts.items():
+        if name in own and to in own: _tie(net, name, to)
+    return net
+
 def load_weights(
     model: nn.Module,
     path,             # a file of `save_weights`, or a torch checkpoint (also nested, also with prefixes)
@@ -243,17 +257,15 @@ def load_weights(
     if state is None:
         raise ValueError(f"{path} holds no weights by name, but {_inventory(found)}: "
                          f"looked for tensors, or under {', '.join(_KEYS)}")
-    net = _placed(unwrap(model), state, facts, path)
-    own = net.state_dict()
-    _fill(net, _tied_too(own, _named_as(own, state), facts), path)
-    for name, to in facts.items():
-        if name in own and to in own: _tie(net, name, to)
+    if "image" in facts:  # masks may be placed: if it is refused then, the network is as it was
+        _loaded(copy_network(model), state, facts, path)
+    net = _loaded(unwrap(model), state, facts, path)
     return net if unwrap(model) is not net else model
 
 # %% ../nbs/22_weights.ipynb #e3fc511a
 class _Logits(nn.Module):
     def __init__(self, net): super().__init__(); self.net = net
-    def forward(self, x): return find_logits(self.net(x))
+    def forward(self, x): return find_logits(self.net(follow_dtype(self.net, x)))
 
 def _program(net, x):
     batch = torch.cat([x, x])[:max(2, len(x))]  # torch would take a batch of one for a constant
@@ -274,13 +286,13 @@ def _without_source(program):
 def export(
     model: nn.Module,
     path,
-    example,          # images as the network takes them, N × C × H × W
+    example,          # images of the type and shape that the program is to take, N × C × H × W
 ) -> Path:
     "Write the network in eval mode as a program: `torch.export.load(path).module()(x)`; atomic."
     net, path = copy_network(model).eval(), Path(path)
     outputs(net, example)  # its refusals are in words
     path.parent.mkdir(parents=True, exist_ok=True)
-    x = torch.zeros_like(follow_dtype(net, example))  # the program keeps it: no image of the owner's
+    x = torch.zeros_like(example)  # the program keeps it: no image of the owner's
     program = _without_source(_program(_Logits(net), x))
     with write_whole(path) as part, open(part, "wb") as f: torch.export.save(program, f)
     return path
