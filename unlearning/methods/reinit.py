@@ -53,7 +53,7 @@ class Reinit(Edit):
     "Draw anew, in each convolution, the weights at which retain and forget pull least apart."
     share: float = 0.3
 
-    def images(self, split): return 2 * len(split.forget)
+    def images(self, split): return len(split.forget) + min(len(split.forget), len(split.retain))
 
     def start(self, run):
         if convolutions(run.student): return
@@ -63,7 +63,8 @@ class Reinit(Edit):
         retain, forget = run.split.retain, run.split.forget
         some = retain[torch.randperm(len(retain), generator=run.rng)[:len(forget)]]
         pulls = [loss_gradient(run.student.eval(), images) for images in (some, forget)]
-        apart = {p: (r - f).abs() for p, r, f in zip(run.params, *pulls)}
+        evened = len(forget) / len(some)  # 1, but where fewer are retained
+        apart = {p: (evened * r - f).abs() for p, r, f in zip(run.params, *pulls)}
         run.memory[Reinit] = {w: smallest(apart[w], self.share) for w in convolutions(run.student)}
         for weight, mask in run.memory[Reinit].items(): redraw(weight, mask, run.rng)
         return sum(int(mask.sum()) for mask in run.memory[Reinit].values())
