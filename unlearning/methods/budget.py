@@ -62,6 +62,9 @@ class Budget:
     training: Training   # of the original and the retrained networks
     share: float = 0.12  # of a retraining's image passes
 
+    def __post_init__(self):
+        if not self.share > 0: raise ValueError(f"share is {self.share}: above 0 (0.12 for 12 %)")
+
     @property
     def passes(self) -> float: return self.share * self.training.epochs * len(self.split.retain)
 
@@ -76,6 +79,7 @@ class Budget:
         least = one + ((1 if whole else 0.05) - 1) * (two - one)
         needed = least / self.passes * self.share
         up = ceil(1000 * needed) / 1000  # rounded down, it would be refused again
+        # (`soft_witness` may be: its witness grows with the share)
         raise TooDear(TOO_LITTLE.format(make(1).name, self.share, one, self.passes, up))
 
     def fitted(self, recipe) -> Recipe:
