@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'ResidualBlock', 'small_resnet', 'create_model', 'unwrap', 'computed_tensors', 'copy_network', 'leaves',
            'find_logits', 'follow_dtype', 'outputs', 'depends_on_its_weights', 'stored_tensors', 'with_tensors',
-           'reset_modules', 'own_tensor', 'drawn_anew']
+           'wholly_frozen', 'reset_modules', 'own_tensor', 'drawn_anew']
 
 # %% ../nbs/20_models.ipynb #a6e415ec
 import copy, inspect
 from collections.abc import Mapping
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torchvision.models import VisionTransformer, resnet18, resnet50
 
@@ -254,13 +255,19 @@ def with_tensors(model: nn.Module, make) -> nn.Module:
     return copy.deepcopy(model, copies)
 
 # %% ../nbs/20_models.ipynb #c26ada54
+def wholly_frozen(part: nn.Module) -> bool:
+    "Whether it has parameters, and none of them may be trained."
+    weights = list(part.parameters())
+    return bool(weights) and not any(p.requires_grad for p in weights)
+
 def reset_modules(model: nn.Module):
     "Let every module draw its parameters anew, in place; what is frozen is its owner's, and stays."
     held = {p: p.detach().clone() for p in model.parameters() if not p.requires_grad}
+    # statistics of a frozen part stay, too, where they have no weights beside them
+    stay = {norm for m in model.modules() if wholly_frozen(m) for norm in m.modules()
+            if isinstance(norm, _NormBase)}
     for m in model.modules():
-        weights = list(m.parameters())
-        # statistics of a frozen part stay, too
-        if weights and not any(p.requires_grad for p in weights): continue
+        if m in stay or wholly_frozen(m): continue
         # the second is torch's own, of attention
         for name in ("reset_parameters", "_reset_parameters"):
             if callable(how := getattr(m, name, None)): how()
