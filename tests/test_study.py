@@ -249,7 +249,7 @@ def test_diverging_method_is_reported_and_the_tables_stand(copied, phase):
     assert set(results.failures) == {('wild', 0), ('wild', 1)} and all('lower' in why for why in results.failures.values())
     assert 'wild' not in set(results.networks.method) | set(results.quality.method) and len(results.networks) == 7
     text = save_report(results, copied).read_text()
-    assert 'Lost seeds: wild seed 0: the loss is' in text or 'Lost seeds: wild seed 0: a loss of the erase phase is' in text
+    assert 'Lost seeds: wild seed 0: the loss is' in text or 'Lost seeds: wild seed 0: a loss is' in text
     assert results.facts['titles']['finetune'] in text
     figures(results)
 

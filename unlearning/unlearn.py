@@ -210,6 +210,8 @@ def refuse_optimizer(settings):
         value = getattr(settings, name, 1)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise ValueError(f"{name} is {value!r}, a {type(value).__name__}: pass a number")
+        if name in ("batch_size", "passes") and not isinstance(value, (int, np.integer)):
+            raise ValueError(f"{name} is {value}: pass a whole number")
     make_schedule(make_optimizer([torch.zeros(1)], settings), settings, 1, 1)
 
 # %% ../nbs/31_unlearn.ipynb #98094c9d
@@ -248,8 +250,8 @@ def gradient(loss, params):
         raise ValueError(f"a loss gave {loss!r}: it has to be a tensor of one number")
     refuse_unreached(loss, params)
     if not math.isfinite(loss.item()):
-        raise FloatingPointError(f"a loss of the erase phase is {loss.item()}: "
-                                 "lower its learning rate")
+        raise FloatingPointError(f"a loss is {loss.item()}: the network diverges in this phase, "
+                                 "or has in one before: lower its learning rate")
     return torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
 
 # %% ../nbs/31_unlearn.ipynb #a1c4e615
