@@ -33,7 +33,7 @@ def with_surgery(recipe: Recipe, surgery: Recipe) -> Recipe:
     return replace(changed, constraints=recipe.constraints + surgery.constraints)
 
 def with_pruning(recipe: Recipe, pruning: Recipe) -> Recipe:
-    "Prune, then the recipe's first erase and first repair, as often as pruning prunes: what is cut has to be repaired."
+    "Prune, then the recipe's first erase and first repair: as often as pruning prunes, to repair what is cut."
     rounds = sum(isinstance(p, PruneActivations) for p in pruning.phases)
     once = first(pruning, PruneActivations), first(recipe, Erase), first(recipe, Repair)
     return replace(recipe, phases=once * rounds)
@@ -129,7 +129,7 @@ TUNED_FOR = {  # by collection: the training of the networks for which its recip
     "digits": Training(epochs=12, batch_size=64, lr=0.1, augment=())}
 
 def trained_for(recipe: Recipe, tuned_for: dict) -> Training:  # tuned_for: by collection
-    "The training for which a recipe of `RECIPES` was tuned. `ValueError` if it is in none of the collections."
+    "The training for which a recipe of `RECIPES` was tuned. `ValueError` if it is in no collection."
     for name, training in tuned_for.items():
         if recipe in RECIPES[name].values(): return training
     raise ValueError(f"{recipe.name!r} is in none of {', '.join(tuned_for)}: "
