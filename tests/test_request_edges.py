@@ -253,6 +253,15 @@ def test_what_a_search_warns_of_is_not_handed_over(digits, tmp_path, monkeypatch
     assert 'No weights are handed over' in (text := (out / 'report.html').read_text()) and word[1:] in text
 
 
+def test_a_search_without_a_trace_ends_in_a_report(digits, tmp_path):
+    """Whoever asked gets an answer, not an error."""
+    out = run_request(digits('auto'), tmp_path / 'answer', make_key(tmp_path / 'owner.key', tmp_path / 'answer'))
+    facts, text = json.loads((out / 'report.json').read_text()), (out / 'report.html').read_text()
+    assert 'there is no trace by which a recipe could be chosen. Name one' in facts['refused'] and not list(out.glob('unlearned*'))
+    assert facts['verdict']['word'] == UNDECIDABLE and facts['recipe']['trials'] == [] and facts['cost']['percent_of_search'] == 0
+    assert 'No weights are handed over' in text and 'Finetune, in want of a trace to search by' in text
+
+
 # What is handed over, elsewhere
 
 SERVED = '''

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'RANGES', 'DELETING',
            'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH',
-           'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'of_classes', 'refuse_even',
-           'Ground', 'try_out', 'WrongLabels', 'log', 'among', 'told', 'quiet', 'Found', 'pseudo_requests', 'runs_of',
-           'auto']
+           'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'Even', 'of_classes',
+           'refuse_even', 'Ground', 'try_out', 'WrongLabels', 'log', 'among', 'told', 'quiet', 'Found',
+           'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
 import inspect, math, warnings
@@ -100,10 +100,12 @@ def right(net, images) -> np.ndarray:  # 0 or 1 for each
     return (logits(net, images).argmax(1) == images.labels.cpu()).double().numpy()
 
 # %% ../nbs/94_auto.ipynb #eaca0f4b
+class Even(ValueError): "There is no trace to search by."
+
 NOTHING = ("the network ranks what it was trained on as it ranks unseen images of the same classes "
            "(at {:.1f} % on average, where 50 is even): "
-           "there is no trace by which a recipe could be chosen; name one in the place of 'auto', such as "
-           "finetune or gradient_surgery (methods/68_budget has all)")
+           "there is no trace by which a recipe could be chosen. "
+           "Name one in the place of 'auto', such as finetune or gradient_surgery")
 UNCOMPARED = ("there is no unseen image of the classes of those that must go: "
               "name test images of these classes, or a recipe")
 MOST = 5000  # retained images that are looked at
@@ -114,13 +116,13 @@ def of_classes(images: Images, like: Images, most: int | None = None) -> Images:
     return images[np.sort(np.random.default_rng(1).permutation(at)[:most])]
 
 def refuse_even(model, split, unseen):
-    "`ValueError` if retained images rank as unseen ones do, within three standard errors."
+    "`Even` if retained images rank as unseen ones do, within three standard errors."
     _like(split, np.random.default_rng(0))  # its refusals first
     unseen = of_classes(unseen, split.forget)
     r = _ranks(model, of_classes(split.retain, split.forget, MOST), unseen)
     if not len(r): raise ValueError(UNCOMPARED)
     if r.mean() <= 50 + 3 * 29 * (1 / len(r) + 1 / len(unseen)) ** 0.5:
-        raise ValueError(NOTHING.format(r.mean()))
+        raise Even(NOTHING.format(r.mean()))
 
 # %% ../nbs/94_auto.ipynb #9ba9c556
 class Ground:
@@ -315,7 +317,7 @@ def auto(
     seed: int = 0,
     say=None,              # called with a line for each trial
 ) -> Found:
-    "Search a recipe on pseudo requests. `ValueError`: there is nothing to search by."
+    "Search a recipe on pseudo requests. `ValueError`: there is nothing to search by; `Even`: no trace."
     methods = methods or (RELABELLING if wrong_labels else DELETING)
     if odd := set(methods) - set(RANGES):
         raise ValueError(f"no ranges for {odd.pop()!r}: use {', '.join(RANGES)}")

@@ -39,7 +39,8 @@ from torchvision.transforms import v2
 
 # %% ../nbs/95_request.ipynb #dc489cbe
 from .activations import masks
-from .auto import MOST, Found, auto, halves, of_classes, right, told, whole_people
+from .auto import (MOST, Even, Found, auto, halves, of_classes, right, told,
+                             whole_people)
 from .check import check
 from .datasets.folder import hidden
 from .datasets.source import Source
@@ -466,20 +467,26 @@ def finite(x, digits=1):
     return round(float(x), digits) if np.isfinite(x) else None  # JSON has no infinity
 
 # %% ../nbs/95_request.ipynb #ce4649d7
-def _named(r) -> Found:
-    "The recipe that the owner named."
-    if isinstance(r.recipe, Recipe): return Found(r.recipe, {}, pd.DataFrame())
+def _named(r, recipe) -> Found:
+    "A recipe that nobody searched for: an object, or a name."
+    if isinstance(recipe, Recipe): return Found(recipe, {}, pd.DataFrame())
     budget, numbers = (Budget(r.split, r.training, r.budget / 100),
-                       told(r.recipe, right(r.model, r.tuning)))
-    return Found(WITHIN[r.recipe](budget, **numbers), numbers_used(r.recipe, budget, numbers),
+                       told(recipe, right(r.model, r.tuning)))
+    return Found(WITHIN[recipe](budget, **numbers), numbers_used(recipe, budget, numbers),
                  pd.DataFrame())
+
+# %% ../nbs/95_request.ipynb #5ea2c4ed
+def _searched(r, say) -> Found:
+    "What `auto` finds; where there is no trace to search by, finetune, and why it should not be used."
+    try:
+        return auto(r.model, r.split, r.tuning, r.training, r.budget / 100, r.max_test_drop,
+                    r.wrong_labels, trials=r.trials, seed=r.seed, say=say)
+    except Even as e: return replace(_named(r, "finetune"), word=str(e))
 
 # %% ../nbs/95_request.ipynb #3bca1711
 def choose(r: Request, say=None) -> pd.DataFrame:
     "The recipe: as named, or found by `auto`. The trials; none where it was named."
-    r.found = _named(r) if r.recipe != "auto" else auto(
-        r.model, r.split, r.tuning, r.training, r.budget / 100, r.max_test_drop, r.wrong_labels,
-        trials=r.trials, seed=r.seed, say=say)
+    r.found = _searched(r, say) if r.recipe == "auto" else _named(r, r.recipe)
     recipe, trials = r.found.recipe, r.found.trials
     r.facts["recipe"] = dict(title=recipe.title or recipe.name, source=recipe.source,
                              numbers=r.found.numbers, settings=describe(recipe),
@@ -981,6 +988,7 @@ def done(facts) -> list:  # (name, value)
     where = "these very images" if facts["labels"] else others
     again = len(recipe["trials"]) - trials
     how = (f"found in {trials} trials on {where}, the best {again} of which were tried again" if trials
+           else "in want of a trace to search by" if facts["said"]["recipe"] == "auto"
            else "chosen by the owner")
     search = f"; the search for it took another {cost['percent_of_search']:.0f} %" if trials else ""
     known = f"; {n['known']} that the network has been trained on are left out" if n["known"] else ""
