@@ -1,5 +1,6 @@
 """What was removed can be proved by its owner and read by nobody else; what is handed over is there whole, or not at all."""
-import errno, hashlib, json, multiprocessing, os, random, re, resource, shutil, signal, stat, subprocess, time, warnings
+import errno, hashlib, json, multiprocessing, os, random, re, resource, shutil, signal, stat, subprocess, sys, time, warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -65,6 +66,27 @@ def test_file_that_is_no_key(keyfile, tmp_path, text):
     keyfile.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=re.escape(str(keyfile))) as e: read_key(keyfile, tmp_path/'out')
     assert not text or str(text)[:10] not in str(e.value)
+
+
+def test_half_a_key_does_not_stay(tmp_path, monkeypatch):
+    def full(descriptor): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, 'fsync', full)
+        with pytest.raises(OSError, match='No space left'): make_key(tmp_path/'owner.key', tmp_path/'out')
+    assert not list(tmp_path.iterdir()) and make_key(tmp_path/'owner.key', tmp_path/'out')
+
+
+def test_a_key_outlasts_a_power_failure(tmp_path, monkeypatch):
+    done, fsync = [], os.fsync
+    monkeypatch.setattr(module.os, 'fsync', lambda f: (done.append(os.fstat(f).st_ino), fsync(f)))
+    make_key(tmp_path/'owner.key', tmp_path/'out')
+    assert done == [(tmp_path/'owner.key').stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_who_is_killed_while_making_a_key_is_told_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.os, 'fsync', lambda f: (os.ftruncate(f, 0), os.kill(os.getpid(), signal.SIGKILL)))
+    assert exit_code(make_key, tmp_path/'owner.key', tmp_path/'out') == -signal.SIGKILL
+    with pytest.raises(ValueError, match='move it away and make another'): read_key(tmp_path/'owner.key', tmp_path/'out')
 
 
 @pytest.mark.parametrize('mode, whom', [(0o640, 'its group'), (0o604, 'everybody'), (0o600, None), (0o400, None)])
@@ -216,7 +238,8 @@ def test_image_of_another_shape_is_refused(made):
         with pytest.raises(ValueError, match='image=, or name='): find(made, KEY, **what)
 
 
-@pytest.mark.parametrize('change', [{}, dict(key=None), dict(request=None), dict(items=None), dict(items=[1]), dict(items=[{}]), dict(shape=3), None])
+@pytest.mark.parametrize('change', [{}, dict(key=None), dict(request=None), dict(items=None), dict(items=[1]), dict(items=[{}]),
+                                    dict(items=[dict(part='forget', content=[1], name='a')]), dict(items=[dict(content='a', name='a')]), dict(shape=3), None])
 def test_a_malformed_manifest_is_none(made, change):
     found = None if change is None else made | change if change else {}
     with pytest.raises(ValueError, match='no manifest'): find(found, KEY, name='cat/00.png')
@@ -319,12 +342,24 @@ def put_link(path): path.symlink_to('nowhere')
 @pytest.mark.parametrize('put', [put_file, put_empty, put_folder, put_link])
 @pytest.mark.parametrize('when', ['before', 'meanwhile'])
 def test_what_is_there_is_never_replaced(tmp_path, put, when):
-    if (put, when) == (put_empty, 'meanwhile'): pytest.skip('an empty folder holds nothing to be lost')
+    if (put, when) == (put_empty, 'meanwhile') and sys.platform != 'linux': pytest.skip('an empty folder holds nothing to be lost')
     out = tmp_path/'out'
     writers = WRITERS | {'last': lambda path: (put(out), path.touch())} if when == 'meanwhile' else WRITERS
     if when == 'before': put(out)
     with pytest.raises(FileExistsError, match='never replaced: name another folder, or move that one away.*out'): hand_over(out, writers)
     assert os.path.lexists(out) and not (out/'SHA256SUMS').exists() and not litter(out)
+
+
+@pytest.mark.parametrize('number, there, renamed', [(errno.EINVAL, True, True), (errno.ENOSYS, True, True), (errno.EXDEV, True, False), (0, False, True)])
+def test_a_system_that_cannot_refuse_an_empty_folder_renames_as_ever(tmp_path, monkeypatch, number, there, renamed):
+    monkeypatch.setattr(module.sys, 'platform', 'linux')
+    monkeypatch.setattr(module.ctypes, 'CDLL', lambda *args, **how: SimpleNamespace(**{'renameat2': lambda *args: -1} if there else {}))
+    monkeypatch.setattr(module.ctypes, 'get_errno', lambda: number)
+    (tmp_path/'part').mkdir()
+    if not renamed:
+        with pytest.raises(OSError, match=os.strerror(number)): module._rename_new(tmp_path/'part', tmp_path/'out')
+    else: module._rename_new(tmp_path/'part', tmp_path/'out')
+    assert (tmp_path/'out').exists() == renamed != (tmp_path/'part').exists()
 
 
 def test_exception_leaves_nothing(tmp_path):
@@ -410,7 +445,7 @@ def test_litter_of_the_living_and_of_others_stays(tmp_path):
 
 
 def test_everything_is_flushed_before_the_name(tmp_path, monkeypatch):
-    done, fsync, rename = [], os.fsync, os.rename
+    done, fsync, rename = [], os.fsync, module._rename_new
     def synced(f): done.append(os.fstat(f).st_ino); fsync(f)
     def renamed(a, b):
         wanted = {p.stat().st_ino for p in (a, *a.rglob('*'))}
@@ -418,7 +453,7 @@ def test_everything_is_flushed_before_the_name(tmp_path, monkeypatch):
         rename(a, b)
         done.clear()
     monkeypatch.setattr(module.os, 'fsync', synced)
-    monkeypatch.setattr(module.os, 'rename', renamed)
+    monkeypatch.setattr(module, '_rename_new', renamed)
     hand_over(tmp_path/'out', WRITERS)
     assert done == [tmp_path.stat().st_ino]  # or the new name itself could be lost
 
@@ -624,6 +659,14 @@ def test_a_chain_that_is_none(answer, source, earlier):
     first = answer('1', ONE, change=lambda made: made | dict(earlier=earlier))
     with pytest.raises(ValueError, match='no manifest'): module.listed(first, KEY, asked(source, ONE).forget)
     with pytest.raises(ValueError, match='no manifest'): answer('2', TWO, first)
+
+
+@pytest.mark.parametrize('said', [None, [], 'wrong_labels', 7])
+def test_a_report_that_says_nothing_sensible_was_of_images(source, tmp_path, said):
+    report = REPORT | dict(said=said)
+    made = make_manifest(asked(source, ONE), KEY, '2031-07', source.paths)
+    first = predecessor(hand_over(tmp_path/'first', {'report.json': text(json.dumps(report)), 'manifest.json': text(json.dumps(made))}))
+    assert module.listed(first, KEY, asked(source, ONE).forget) == 1
 
 
 def test_a_chain_of_two_keys(answer, source):

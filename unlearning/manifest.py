@@ -8,9 +8,10 @@ __all__ = ['SUMS', 'SIGNATURES', 'FULL', 'FORBIDDEN', 'LARGEST', 'LONGEST', 'mak
            'hand_over', 'read_sums', 'differences', 'Predecessor', 'predecessor', 'listed']
 
 # %% ../nbs/93_manifest.ipynb #c135e9d6
-import hashlib, hmac, json, os, re, secrets, shutil, unicodedata, uuid, warnings
+import ctypes, hashlib, hmac, json, os, re, secrets, shutil, sys, unicodedata, uuid, warnings
 from contextlib import contextmanager
-from errno import EACCES, EDQUOT, EEXIST, EFBIG, ENOSPC, ENOTDIR, ENOTEMPTY, EPERM, EROFS
+from errno import (EACCES, EDQUOT, EEXIST, EFBIG, EINVAL, ENOSPC, ENOSYS, ENOTDIR, ENOTEMPTY,
+                   EPERM, EROFS)
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -31,6 +32,14 @@ def _refuse_inside(path, outside):
         raise ValueError(f"the key {path} would lie in {outside}, which is handed over, "
                          "and whoever has it can read the manifest: keep it elsewhere")
 
+# %% ../nbs/93_manifest.ipynb #7c0d51ab
+def _flush(path):
+    "Or a power failure could leave the name without the content."
+    if os.name != "posix": return  # Windows opens no folder
+    descriptor = os.open(path, os.O_RDONLY)
+    try: os.fsync(descriptor)
+    finally: os.close(descriptor)
+
 # %% ../nbs/93_manifest.ipynb #290c7414
 def make_key(
     path,      # a file that is not there yet
@@ -44,9 +53,14 @@ def make_key(
         remedy = ("a key is never overwritten, or nobody could read its manifests any more: "
                   "read_key reads it")
         raise FileExistsError(e.errno, remedy, str(path)) from e
-    with open(file, "w") as f:
-        f.write(f"{key.hex()}\n")
-        f.flush(); os.fsync(f.fileno())
+    try:
+        with open(file, "w") as f:
+            f.write(f"{key.hex()}\n")
+            f.flush(); os.fsync(f.fileno())
+        _flush(Path(path).absolute().parent)
+    except BaseException:  # nothing was made with it yet
+        os.unlink(path)
+        raise
     return key
 
 # %% ../nbs/93_manifest.ipynb #b1730992
@@ -76,7 +90,8 @@ def read_key(path, outside) -> bytes:
     if not re.fullmatch("[0-9a-f]{64}", text):
         raise ValueError(f"{path} is no key: it holds {len(text)} characters, "
                          "and a key is 64 hex digits (0-9a-f): "
-                         "restore it from a copy, or make another with make_key")
+                         "restore it from a copy, or, if nothing was handed over with it, "
+                         "move it away and make another with make_key")
     _warn_of_readers(path)
     return bytes.fromhex(text)
 
@@ -116,6 +131,11 @@ def key_id(key: bytes) -> str:
     "What a manifest may say of its key: which one it is."
     return hmac.new(key, b"which key", hashlib.sha256).hexdigest()[:16]
 
+def _refuse_unnamed(split, paths):
+    "`ValueError`: there are fewer paths than images."
+    if paths is not None and (last := int(split.train.indices.max())) >= len(paths):
+        raise ValueError(f"paths names {len(paths)} images, and train has one at {last}: name each")
+
 def data_fingerprint(split, key: bytes, request: str) -> str:
     "`Split.fingerprint`, keyed: in the clear it would confirm a guess at which images are in forget."
     return keyed(key, request, "data", split.fingerprint)
@@ -129,6 +149,7 @@ def make_manifest(
     follows=None,  # a `Predecessor`: what it and those before it named enters as `earlier`
 ) -> dict:         # plain JSON data
     "Keyed hashes of forgotten images and of their copies elsewhere; no image, name or label in the clear."
+    _refuse_unnamed(split, paths)
     contents = _forgotten(split, key, request)
     name = lambda part, i: paths[i] if paths is not None and part in ("forget", "retain") else i
     items = [dict(part=part, content=contents[gone], name=_name(key, request, part, name(part, i)))
@@ -156,7 +177,8 @@ def _is_manifest(found) -> bool:
             [found.get("shape"), found.get("items"), found.get("earlier", [])])
     if not (all(isinstance(x, str) for x in said[0])
             and all(isinstance(x, list) for x in said[1])): return False
-    return all(isinstance(i, dict) and {"content", "name"} <= i.keys() for i in found["items"])
+    return all(isinstance(i, dict) and all(isinstance(i.get(k), str) for k in ("part", "content", "name"))
+               for i in found["items"])
 
 def _refuse_other(manifest, key):
     "`ValueError`: no manifest, or another key's."
@@ -244,16 +266,21 @@ def _clear_litter(folder: Path):
         os.close(lock)
 
 # %% ../nbs/93_manifest.ipynb #fdfa6481
-def _flush(path):
-    "Or a power failure could leave the name without the content."
-    descriptor = os.open(path, os.O_RDONLY)
-    try: os.fsync(descriptor)
-    finally: os.close(descriptor)
-
 def _flush_all(folder):
     for here, _, names in os.walk(folder, topdown=False):
         for name in names: _flush(os.path.join(here, name))
         _flush(here)
+
+# %% ../nbs/93_manifest.ipynb #e3b8f06d
+def _rename_new(part, folder):
+    "`os.rename`, but where the system can refuse that in one call (Linux) not onto an empty folder either."
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+    if (call := getattr(library, "renameat2", None)) is None: return os.rename(part, folder)
+    here, no_replace = -100, 1  # AT_FDCWD, RENAME_NOREPLACE
+    if call(here, os.fsencode(part), here, os.fsencode(folder), no_replace) == 0: return
+    number = ctypes.get_errno()
+    if number in (EINVAL, ENOSYS): return os.rename(part, folder)  # a file system, or a kernel, without it
+    raise OSError(number, os.strerror(number), str(folder))
 
 # %% ../nbs/93_manifest.ipynb #2e20cd7c
 def _taken(folder) -> FileExistsError:
@@ -266,7 +293,7 @@ def refuse_taken(folder):
     if os.path.lexists(folder): raise _taken(folder)
 
 def _rename(part, folder):
-    try: os.rename(part, folder)
+    try: _rename_new(part, folder)
     except OSError as e:  # another process was faster
         if e.errno in (EEXIST, ENOTEMPTY, ENOTDIR): raise _taken(folder) from e
         raise
@@ -428,7 +455,8 @@ def _named(earlier: Predecessor, key) -> list:
     _refuse_other(manifest, key)
     before = manifest.pop("earlier", [])
     for one in before: _refuse_other(one, key)
-    wrong = _read_report(earlier.folder).get("said", {}).get("wrong_labels")
+    said = _read_report(earlier.folder).get("said")
+    wrong = isinstance(said, dict) and said.get("wrong_labels")
     return before if wrong else [manifest, *before]
 
 def listed(
