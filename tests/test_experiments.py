@@ -257,6 +257,16 @@ def test_every_experiment_refuses_bad_parameters(name, given, says, monkeypatch)
             if cell.cell_type == 'code': exec(cell.source, namespace)
 
 
+@pytest.mark.parametrize('given, says', [(dict(train='photos'), 'checkpoint is empty: name it, or leave all of checkpoint, train, test, forget empty'),
+                                         (dict(device='cuda:99'), "device is 'cuda:99', and .* here: use 'cpu'")])
+def test_a_request_of_which_something_is_missing(given, says, tmp_path):
+    given = given | dict(out=str(tmp_path/'out'))
+    notebook, namespace = parameterize_notebook(papermill.iorw.load_notebook_node(str(EXPERIMENTS/'request.ipynb')), given), {}
+    with pytest.raises(ValueError, match=says):
+        for cell in notebook.cells:
+            if cell.cell_type == 'code': exec(cell.source, namespace)
+
+
 def test_cost_of_a_large_study(run, tmp_path):
     """Ten methods at a tenth of the seeds and classes; a record: float16 of 100 classes on 10,000 retain, 50,000 test and 128,117 forget images."""
     shown, _ = run('cost', seeds=50, classes=100, measured=200, out=str(tmp_path/'out'))

@@ -101,6 +101,46 @@ def test_networks_by_name(tmp_path, monkeypatch):
     with pytest.raises(Exception, match='nonesuch'): build('nonesuch', 3)
 
 
+def test_a_builder_that_gives_no_network(tmp_path, monkeypatch):
+    (tmp_path / 'builders_of_none.py').write_text('def name(): return "resnet18"\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match='builders_of_none:name gave a str: it has to give the network'): build('builders_of_none:name', 3)
+
+
+def test_a_network_of_timm_where_there_is_none(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    with pytest.raises(ValueError, match="no network 'resnet10t' for images' classes, and timm is not installed: pip install timm"): build('resnet10t', 3)
+
+
+def test_data_that_cannot_be(given, source, tmp_path):
+    (tmp_path / '3').mkdir()
+    for i in range(2): shutil.copy(next(Path(given['test'], '3').iterdir()), tmp_path / '3' / f'{i}.png')
+    with pytest.raises(ValueError, match="'nowhere' is neither a folder nor a module:function"): source_of(given['train'], 'nowhere', 8, [0.4] * 3, [0.4] * 3)
+    with pytest.raises(ValueError, match="have different classes: '0' is in one of them"): source_of(given['train'], str(tmp_path), 8, [0.4] * 3, [0.4] * 3)
+    with pytest.raises(ValueError, match='train is a folder: say size, mean and std'): source_of(given['train'], given['test'])
+    with pytest.raises(ValueError, match='is a folder: say size, mean and std'): comparable_images(str(tmp_path), source, 8, None, None)
+    with pytest.raises(ValueError, match='there is no folder nowhere'): comparable_images('nowhere', source, 8, [0.4] * 3, [0.4] * 3)
+
+
+def test_copies_that_would_stay_are_refused(given, source, training):
+    pixels = source.train.images.clone()
+    pixels[7] = pixels[3]
+    split = make_split(replace(source.train, source=pixels, rows=None), source.test, range(5), source.classes)
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    with pytest.raises(ValueError, match='1 retained images are identical to images that must go, .*copies=True'): look(Request(net, split, training, 'finetune'))
+
+
+def test_images_of_earlier_requests_that_are_still_taught(asked):
+    r = asked()
+    r.earlier = r.split.retain[:5]
+    with pytest.raises(ValueError, match='5 images of earlier requests are still in train: take them out, `set_apart`'): look(r)
+
+
+def test_paths_that_do_not_name_each_image_are_refused_before_the_work(asked, source, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(request, 'limits', lambda r: pytest.fail('work was begun'))
+    with pytest.raises(ValueError, match='paths names 9 images, and train has one at 899: name each'): run_request(asked(), tmp_path / 'answer', key, source.paths[:9])
+
+
 def test_an_answer_that_is_there_is_not_replaced(asked, key, tmp_path):
     (tmp_path / 'answer').mkdir()
     with pytest.raises(FileExistsError, match='name another'): run_request(asked(), tmp_path / 'answer', key)

@@ -321,13 +321,13 @@ def set_apart(split: Split, at) -> tuple:  # the split without them; those Image
     return replace(split, train=outside(split.train), retain=outside(split.retain)), earlier
 
 # %% ../nbs/95_request.ipynb #262f0a78
-def look(r: Request, key: bytes | None = None) -> pd.Series:
+def look(r: Request, key: bytes | None = None, paths=None) -> pd.Series:
     "What the library sees. `ValueError`: what cannot be right. With the key: also, what an earlier one named is back."
     refuse_half(r.model)
     refuse_left(r)
     if key and r.follows and (n := listed(r.follows, key, r.split.retain)):
         raise ValueError(BACK.format(n, r.follows.request))
-    make_manifest(r.split, bytes(32), r.id)  # what cannot be named in the end is refused now
+    make_manifest(r.split, bytes(32), r.id, paths)  # what cannot be named in the end is refused now
     seen = check(r.model, r.split, accuracy=r.accuracy)
     parts = dict(test=len(r.split.test), tuning=len(r.tuning), evidence=len(r.held_out))
     r.facts["look"] = dict(
@@ -1115,7 +1115,7 @@ def run_request(r: Request, out, key: bytes, paths=None, say=None, references_in
     if references_in is None: references_in = Path(out).parent / "references"
     if r.references and Path(out).resolve() == Path(references_in).resolve():
         raise ValueError(f"{out} is the folder of retrained networks: name another")
-    for step in (lambda r: look(r, key), limits, lambda r: choose(r, say), run): step(r)
+    for step in (lambda r: look(r, key, paths), limits, lambda r: choose(r, say), run): step(r)
     for step in (weigh_labels,) if r.wrong_labels else (weigh, weigh_earlier, attack): step(r)
     if r.references: refer(r, references_in, jobs)
     return hand_over_request(r, out, key, paths)
