@@ -312,6 +312,15 @@ def test_copies_say_nothing_twice(asked):
     assert len(r.facts['ranks']['after']) == 90
 
 
+def test_what_is_looked_at_is_found_once_for_a_split(asked, monkeypatch):
+    r, found = asked(), []
+    monkeypatch.setattr(request, 'cases', lambda images, unseen: found.append(len(images)) or images)
+    for step in (look, limits, choose, run, weigh, attack): step(r)
+    assert found == [90]
+    r.split = replace(r.split, forget=r.split.forget[:40])
+    assert len(request.looked_at(r)['forget']) == 40 and found == [90, 40]
+
+
 def test_wrong_labels_that_are_still_said_are_not_handed_over(asked):
     r = asked(wrong_labels=True, recipe=finetune(repair=Training(epochs=0.05, batch_size=32, lr=1e-9, augment=(), label_smoothing=0., precision='float32')))
     for step in (look, limits, choose, run): step(r)

@@ -414,14 +414,20 @@ def cases(images: Images, unseen: Images) -> Images:
     return images[np.flatnonzero(~nearly(images))]
 
 # %% ../nbs/95_request.ipynb #3b7d11e6
-def looked_at(r: Request) -> dict:  # Images by name
-    "What evidence is made of: of the classes of what must go; `held_out` says what test accuracy does."
+def _parts_of(r) -> dict:
     unseen = once(of_classes(r.unseen, r.split.forget))
     forget = r.split.forget if r.wrong_labels else cases(r.split.forget, unseen)
     parts = dict(forget=forget, unseen=unseen,
                  retain=of_classes(r.split.retain, forget, MOST))
     if r.earlier is not None: parts["earlier"] = cases(r.earlier, r.held_out).to(r.device)
     return parts | dict(held_out=r.held_out)
+
+def looked_at(r: Request) -> dict:  # Images by name
+    "What evidence is made of: of the classes of what must go; `held_out` says what test accuracy does."
+    of, kept = (r.split, r.unseen, r.earlier), vars(r).get("_parts")
+    if kept is None or any(a is not b for a, b in zip(kept[0], of)):
+        kept = r._parts = of, _parts_of(r)  # found once: to compare thumbnails takes its time
+    return kept[1]
 
 def answers(r: Request, net) -> tuple:  # logits and classes by name, see `looked_at`
     parts = looked_at(r)
