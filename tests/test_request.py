@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from unlearning import request
-from unlearning.auto import halves, pseudo_request, whole_people
+from unlearning.auto import NO_USE, halves, pseudo_request, whole_people
 from unlearning.images import make_split, pixel_hashes
 from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
@@ -321,13 +321,38 @@ def test_what_is_looked_at_is_found_once_for_a_split(asked, monkeypatch):
     assert len(request.looked_at(r)['forget']) == 40 and found == [90, 40]
 
 
+@pytest.mark.parametrize('said, shown', [([32.2, 32.2, 32.2], '32.2 %</td>'), ([32.2, 30., 34.6], '32.2 % (30–35)</td>'), ([32.2, None, None], '32.2 %</td>'), (32.2, '32.2 %</td>')])
+def test_an_interval_that_is_none_is_not_shown(answered, said, shown):
+    r, *_ = answered
+    facts = report(r)
+    facts['attacks'] = {'prob': dict(forget=said, unseen=said, retain=said)}
+    assert page(r, facts).count(f'<td class="n">{shown}') == 3
+
+
+def test_the_owner_is_told_what_to_do_and_the_asker_why(answered):
+    r, *_ = answered
+    text = page(r, report(r) | dict(refused=NO_USE.format(4, 1.5), cost=r.facts['cost'] | dict(seconds=1.3)))
+    assert 'The best of 4 trials within 1.5 points' in text and 'ten percent of the trace.' in text
+    assert 'Allow more' not in text and '`training`' not in text and ', 1 second</td>' in text
+
+
+def test_what_was_said_before_says_when_and_is_not_said_twice(answered):
+    r, *_ = answered
+    facts, was = report(r), 'Nothing was remembered.'
+    assert facts['limits']['says'].startswith('before anything was done: ')
+    facts['limits'] = facts['limits'] | dict(p=0.5, says=f'before anything was done: undecidable: {was}')
+    assert 'Before anything was done: undecidable: Nothing was remembered.' in page(r, facts)
+    text = page(r, facts | dict(verdict=dict(word=UNDECIDABLE, sentence=was)))
+    assert text.count(was) == 1 and 'Before anything was done' not in text
+
+
 def test_wrong_labels_that_are_still_said_are_not_handed_over(asked):
     r = asked(wrong_labels=True, recipe=finetune(repair=Training(epochs=0.05, batch_size=32, lr=1e-9, augment=(), label_smoothing=0., precision='float32')))
     for step in (look, limits, choose, run): step(r)
     said = r.facts['refused']
-    assert not said or 'nothing was repaired; see whether they are wrong' in said
+    assert not said or 'nothing was repaired. See whether they are wrong' in said
     r.after = r.before
-    assert 'nothing was repaired; see whether they are wrong' in request.refusal(r, Interval(0., -1., 1.))
+    assert 'nothing was repaired. See whether they are wrong' in request.refusal(r, Interval(0., -1., 1.))
 
 
 def test_copies_are_told_from_what_was_named(asked):
@@ -722,7 +747,7 @@ def test_all_but_one_image_of_a_class(nearly_all_of_three, given, training, key,
     alone = make_split(split.train, split.test, split.forget.indices[split.forget.labels == 3], split.classes)
     r = Request(net, alone, training, finetune(repair=replace(training, epochs=0.2, lr=1e-4)), max_test_drop=50.)
     page = (run_request(r, tmp_path / 'answer', key) / 'report.html').read_text()
-    assert 'other training images' in page and 'less [0.4' in page and 'fingerprint of the weights by their names' in page
+    assert 'other training images' in page and '3 × 8 × 8, normalised with mean 0.4, 0.4, 0.4 and deviation 0.4, 0.4, 0.4' in page and 'fingerprint of the weights by their names' in page
     with pytest.raises(ValueError, match='of class 3 are to be forgotten and 1 are retained: too few to draw'):
         choose(Request(net, alone, training, 'auto'))
 

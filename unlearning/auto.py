@@ -265,8 +265,8 @@ LEAST_HARM = ("none of {} trials kept test accuracy within {:.1f} points each ti
 UNSTEADY = ("the best of {} trials kept test accuracy within {:.1f} points at first, "
             "and not each time when they were run once more: this one lost {:.1f} there on average")
 NO_USE = ("the best of {} trials within {:.1f} points of test accuracy, run once more, were no "
-          "better than doing nothing, a point of it counted as ten percent of the trace: "
-          "allow more trials, a larger budget or a larger loss, "
+          "better than doing nothing, a point of it counted as ten percent of the trace. "
+          "Allow more trials, a larger budget or a larger loss, "
           "and check learning rate, batch size and optimizer of `training`")
 
 def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should not be used
