@@ -283,6 +283,33 @@ def test_a_program_answers_as_measured_where_this_library_is_not(digits, tmp_pat
     assert (served - own).abs().max() <= 1e-5 * own.abs().max().clamp(min=1) and torch.equal(served.argmax(1), own.argmax(1))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
+def test_a_program_made_on_a_gpu_answers_where_there_is_none(tmp_path):
+    split = load_split('digits', forget=30, subset=300).to('cuda')
+    recipe = activation_pruning(last=0.9, repair=replace(TRAINING, epochs=0.4), rounds=1)
+    r = Request(never_trained().cuda(), split, TRAINING, recipe, max_test_drop=100.)
+    out = run_request(r, tmp_path / 'answer', make_key(tmp_path / 'owner.key', tmp_path / 'answer'))
+    x, z = tmp_path / 'x.pt', tmp_path / 'z.pt'
+    torch.save(r.unseen.normalize(r.unseen.take(torch.arange(64, device='cuda')).float() / 255).cpu(), x)
+    subprocess.run([sys.executable, '-I', '-c', SERVED.format(str(out / 'unlearned.pt2'), str(x), str(z))], check=True, env=os.environ | {'CUDA_VISIBLE_DEVICES': ''})
+    own = logits(r.unlearned, r.unseen[:64])
+    assert (torch.load(z, weights_only=True) - own).abs().max() <= 1e-2 * own.abs().max().clamp(min=1)
+
+
+class OfSize(nn.Module):
+    "A network whose answers depend on the size of a batch, as those of a GPU do in the last digits."
+    def __init__(self): super().__init__(); self.net = never_trained()
+    def forward(self, x): return self.net(x) + 0.01 * len(x)
+
+
+def test_a_program_is_compared_in_batches_of_its_own_size(digits):
+    r, served = digits(), OfSize().eval()
+    r.unlearned, served.graph = OfSize().eval(), 'as a program has'
+    request.refuse_other(r, served)
+    with torch.no_grad(): next(served.parameters()).add_(0.5)
+    with pytest.raises(RuntimeError, match='nothing is handed over'): request.refuse_other(r, served)
+
+
 # What is killed while references are made
 
 def train_nothing(keep, seed):

@@ -837,11 +837,11 @@ def utility(r: Request) -> pd.DataFrame:
 @torch.no_grad()
 def refuse_other(r: Request, served):
     "`RuntimeError` if what was read back does not answer as the network that was measured."
-    some, size = r.held_out[:MOST], 250
-    # a program may take two at a time, no more
-    if hasattr(served, "graph"): some, size = some[:len(some) // 2 * 2], 2
+    some, size, net = r.held_out[:MOST], 250, r.unlearned
+    if hasattr(served, "graph"):  # a program may take two at a time, no more
+        some, size, net = some[:len(some) // 2 * 2].to("cpu"), 2, copy_network(net)
     z = torch.cat([outputs(served, batch.x).float().cpu() for batch in batches(some, size)])
-    own = logits(r.unlearned, some)
+    own = logits(net, some, size)  # a GPU adds up batches of other sizes in other orders
     if ((z - own).abs().max() <= 1e-5 * own.abs().max().clamp(min=1)
         and torch.equal(z.argmax(1), own.argmax(1))): return
     raise RuntimeError("the weights that were written do not answer as the network "
@@ -853,7 +853,7 @@ def _write_weights(r, path):
     refuse_other(r, load_weights(copy_network(r.model), path).eval())
 
 def _write_program(r, path):
-    export(r.unlearned, path, next(batches(r.held_out, 2)).x)
+    export(copy_network(r.unlearned).cpu(), path, next(batches(r.held_out[:2].to("cpu"), 2)).x)
     refuse_other(r, torch.export.load(path).module())
 
 # %% ../nbs/95_request.ipynb #94fd988f
