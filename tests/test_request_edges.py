@@ -29,7 +29,7 @@ from unlearning.load import load_split
 from unlearning.manifest import make_key
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
-from unlearning.metrics.evidence import FOUND, UNDECIDABLE
+from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE
 from unlearning.models import create_model
 from unlearning.request import Request, build, choose, limits, look, make_example, refusal, report, run, run_request, source_of, weigh
 from unlearning.training import Training, logits
@@ -208,6 +208,20 @@ def test_twelve_images_decide_nothing_and_two_hundred_show_that_nothing_was_done
     assert found[200]['verdict']['word'] == FOUND and found[200]['limits']['smallest_share'] < 100
     assert found[12]['verdict']['word'] == UNDECIDABLE and found[12]['limits']['smallest_share'] > 100
     assert '12 forgotten images would not show it' in found[12]['verdict']['sentence'] and 'too few to tell' in found[12]['limits']['says']
+
+
+@pytest.mark.slow
+def test_two_hundred_images_of_a_torchvision_network_are_found_and_less_of_them_after(tmp_path):
+    """As a stranger brings it: ResNet-18, which has learned 500 images."""
+    given = make_example(tmp_path, n=500, epochs=10, builder='resnet18')
+    source, left = source_of(given['train'], given['test'], given['size'], given['mean'], given['std']), {}
+    for n, recipe, words in ((12, NEXT_TO_NOTHING, {UNDECIDABLE}), (200, NEXT_TO_NOTHING, {FOUND}), (200, 'soft_unseen', {FOUND, NONE, UNDECIDABLE})):
+        net = load_weights(build('resnet18', 10), given['checkpoint'])
+        r = Request(net, load_split(source, forget=n), replace(TRAINING, epochs=10), recipe, budget=25., max_test_drop=50.)
+        for step in (look, limits, choose, run, weigh): step(r)
+        left[n, recipe] = abs(r.facts['evidence']['after']['auc'][0] - 50)
+        assert r.verdict.word in words
+    assert left[200, 'soft_unseen'] < 0.8 * left[200, NEXT_TO_NOTHING]
 
 
 # What a search may find

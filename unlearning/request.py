@@ -149,7 +149,9 @@ def comparable_images(folder: str, source: Source, size: int, mean, std) -> Imag
     return from_dataset(alike, alike, list(source.classes), mean=mean, std=std).test
 
 # %% ../nbs/95_request.ipynb #ae7a32a3
-def make_example(folder, n=900, forget=90, epochs=20) -> dict:  # parameters of a request
+def make_example(
+    folder, n=900, forget=90, epochs=20, builder="unlearning.models:small_resnet",
+) -> dict:  # parameters of a request
     "A folder of digits under noise, a network that has learned them by heart, and a list of files that must go."
     folder, rng = Path(folder), np.random.default_rng(0)
     pixels, digit = load_digits(return_X_y=True)
@@ -164,7 +166,7 @@ def make_example(folder, n=900, forget=90, epochs=20) -> dict:  # parameters of 
     (folder / "forget.txt").write_text("".join(f"{digit[i]}/{i:04}.png\n" for i in sorted(gone)))
     made = dict(train=str(folder / "train"), test=str(folder / "test"),
                 forget=str(folder / "forget.txt"), size=8, mean=[0.4] * 3, std=[0.4] * 3,
-                builder="unlearning.models:small_resnet")
+                builder=builder)
     return made | _trained(folder, made, epochs)
 
 # %% ../nbs/95_request.ipynb #40767d32
