@@ -322,6 +322,32 @@ def test_edit_in_another_module_of_the_user_gives_another_key(module):
     assert describe(module(head=('return 1', 'return 2')).net) == before  # which it does not use
 
 
+@pytest.mark.parametrize('imports, build', [('import mine.nets', 'return mine.nets.make()'), ('from . import nets', 'return nets.make()'),
+                                            ('from mine.nets import make', 'return make()'), ('', 'import mine.nets; return mine.nets.make()'),
+                                            ('', 'from mine import nets; return nets.make()'), ('', 'from . import nets; return nets.make()'),
+                                            ('', 'from .nets import make; return make()'), ('', 'import mine.nets as n; return n.make()')])
+def test_edit_in_a_package_of_the_user_gives_another_key(tmp_path, imports, build):
+    """However it is imported, and whether or not somebody has imported it before."""
+    (tmp_path/'mine').mkdir()
+    def key(result):
+        (tmp_path/'mine'/'__init__.py').write_text('')
+        (tmp_path/'mine'/'nets.py').write_text(f'def make(): return {result}\ndef unused(): return {result[::-1]}')
+        (tmp_path/'mine'/'build.py').write_text(f'{imports}\ndef build():\n    {build}')
+        for name in [n for n in sys.modules if n.partition('.')[0] == 'mine']: del sys.modules[name]
+        importlib.invalidate_caches()
+        f = importlib.import_module('mine.build').build
+        before = describe(f)
+        assert f() == int(result) and describe(f) == before
+        return before
+    sys.path.insert(0, str(tmp_path))
+    sys.dont_write_bytecode, kept = True, sys.dont_write_bytecode
+    try: assert key('1') == key('1') != key('2')
+    finally:
+        sys.path.remove(str(tmp_path))
+        sys.dont_write_bytecode = kept
+        for name in [n for n in sys.modules if n.partition('.')[0] == 'mine']: del sys.modules[name]
+
+
 def test_functions_that_call_each_other(module):
     before = describe(module().even)
     assert describe(module().even) == before != describe(module(('n != 0', 'n != 1')).even)

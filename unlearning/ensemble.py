@@ -138,11 +138,40 @@ def _names(code, *how):
     return sorted({i.argval for c in _codes(code)
                    for i in dis.get_instructions(c) if i.opname in how})
 
-def _modules(function, found):
-    "The modules of the user's that a function's code names or imports."
-    for name in _names(function.__code__, "IMPORT_NAME"):
-        with suppress(ImportError): found = found | {name: importlib.import_module(name)}
+def _imports(code):
+    "What code imports: the path, `..nets`, and the names that it wants from there."
+    for c in _codes(code):
+        steps = [s for s in dis.get_instructions(c) if s.opname != "EXTENDED_ARG"]
+        for up, names, step in zip(steps, steps[1:], steps[2:]):
+            if step.opname == "IMPORT_NAME":
+                yield "." * up.argval + step.argval, names.argval or ()
+
+def _imported(path, names, package):
+    "A module, or None; names may be modules in it that nobody has imported yet."
+    with suppress(ImportError, TypeError):  # TypeError: dots, in code of no package
+        module = importlib.import_module(path, package)
+        for name in names if own(module) and hasattr(module, "__path__") else ():
+            with suppress(ImportError): importlib.import_module(f"{module.__name__}.{name}")
+        return module
+
+# %% ../nbs/80_ensemble.ipynb #5a1c07e1
+def _modules(function, found) -> dict:
+    "The modules of the user's that a function's code names or imports; with `a.b` also `a`."
+    package = function.__globals__.get("__package__")
+    for path, names in sorted(_imports(function.__code__)):
+        for way in (path.partition(".")[0] or path, path):
+            found = found | {way: _imported(way, names, package)}
     return {name: m for name, m in found.items() if inspect.ismodule(m) and own(m)}
+
+def _picked(modules, taken) -> dict:
+    "What is taken from modules of the user's, and from those inside them."
+    found, inside = {}, list(modules.items())
+    for name, m in inside:  # it grows
+        picked = {f"{name}.{t}": getattr(m, t) for t in taken if hasattr(m, t)}
+        inside += [(k, v) for k, v in picked.items()
+                   if inspect.ismodule(v) and own(v) and v not in dict(inside).values()]
+        found |= {k: v for k, v in picked.items() if k not in modules}
+    return found
 
 # %% ../nbs/80_ensemble.ipynb #33750ec5
 def _cell(cell):
@@ -154,8 +183,7 @@ def _uses(function) -> dict:
     code, out = function.__code__, function.__globals__
     found = {name: out[name] for name in _names(code, "LOAD_GLOBAL", "LOAD_NAME") if name in out}
     taken = _names(code, "LOAD_ATTR", "LOAD_METHOD", "IMPORT_FROM")
-    for module, m in _modules(function, found).items():
-        found |= {f"{module}.{name}": getattr(m, name) for name in taken if hasattr(m, name)}
+    found |= _picked(_modules(function, found), taken)
     return found | {name: _cell(c) for name, c in zip(code.co_freevars, function.__closure__ or ())}
 
 # %% ../nbs/80_ensemble.ipynb #1fed6c97
