@@ -10,11 +10,14 @@ __all__ = ['DESCRIBERS', 'PLAIN', 'HEAP', 'PYTHONS', 'GENERATED', 'HOOKS', 'TORC
            'progress_bar']
 
 # %% ../nbs/80_ensemble.ipynb #5c3e4d42
-import dis, errno, functools, glob, hashlib, importlib, inspect, io, json, os, platform, re, signal, socket, sys
-import threading, time, traceback, types, uuid, warnings
+import datetime, dis, errno, functools, glob, hashlib, importlib, inspect, io, json, operator, os, platform, re
+import signal, socket, sys, threading, time, traceback, types, uuid, warnings
+from collections import deque
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
+from decimal import Decimal
 from enum import Enum
+from fractions import Fraction
 from pathlib import Path, PurePath
 import cloudpickle
 import numpy as np
@@ -60,23 +63,30 @@ def _as_it_is(value, _seen): return value
 PLAIN = (type(None), bool, int, float, str, list, tuple, dict, set,
          np.generic, np.ndarray, torch.Tensor)
 
+def _again(thing, word, seen):
+    "Words for a thing that was met before, with a number from the second of this word on. None: it is new."
+    if id(thing) not in seen:
+        seen[id(thing)] = thing, word  # held, so that no other object gets its id
+        return None
+    place = [i for i, (_, w) in seen.items() if w == word].index(id(thing))
+    return f"again {word}" + f", {place + 1}" * (place > 0)
+
 def _mentioned(thing, _seen):
     "Somebody else's object that code refers to: its type, and its attributes that are plain data (a Namespace's are)."
-    if id(thing) in _seen: return f"again a {_name(type(thing))}"
-    _seen[id(thing)] = thing
+    if again := _again(thing, word := f"a {_name(type(thing))}", _seen): return again
     plain = {k: v for k, v in getattr(thing, "__dict__", {}).items() if isinstance(v, PLAIN)}
-    return [f"a {_name(type(thing))}", describe(plain, _seen)]
-
-@describes(pd.DataFrame, pd.Series, pd.Index)
-def _frame(frame, _seen): return describe(frame.to_numpy(dtype=object).tolist(), _seen)
+    return [word, describe(plain, _seen)]
 
 def hash_of(settings) -> str:
     "16 hex digits that name these settings."
     return hashlib.sha256(json.dumps(describe(settings), sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/80_ensemble.ipynb #b85005fa
-@describes(dict)
-def _dict(values, _seen): return {str(k): describe(v, _seen) for k, v in values.items()}
+@describes(dict, types.MappingProxyType)
+def _dict(values, _seen):
+    key = lambda k: (k if isinstance(k, str) else  # 1 is not "1"
+                     json.dumps([describe(k, _seen)], sort_keys=True))
+    return {key(k): describe(v, _seen) for k, v in values.items()}
 
 @describes(list, tuple)
 def _sequence(values, _seen): return [describe(v, _seen) for v in values]
@@ -90,8 +100,8 @@ def _set(values, _seen):
 @describes(np.generic)
 def _scalar(number, _seen): return describe(number.item(), _seen)
 
-@describes(Enum, PurePath, range, slice, complex, bytes, type(...),
-           torch.dtype, torch.device, np.dtype)
+@describes(PurePath, range, slice, complex, bytes, bytearray, type(...), Decimal, Fraction,
+           datetime.date, datetime.time, datetime.timedelta, torch.dtype, torch.device, np.dtype)
 def _as_text(value, _seen): return str(value)
 
 # %% ../nbs/80_ensemble.ipynb #c06a5f0a
@@ -108,6 +118,47 @@ def _array(array, _seen):
     if array.dtype == object: return describe(array.tolist(), _seen)
     digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
     return dict(array=array.dtype.str, shape=list(array.shape), hash=digest)
+
+@describes(np.ma.MaskedArray)
+def _masked(array, _seen):
+    return describe([array.data, np.ma.getmaskarray(array), array.fill_value], _seen)
+
+# %% ../nbs/80_ensemble.ipynb #5a1c07e2
+def _labels(axis):
+    counted = type(axis) is pd.RangeIndex and axis.equals(pd.RangeIndex(len(axis)))
+    return [None] if counted and axis.name is None else [*axis.names, axis.to_numpy(object).tolist()]
+
+def _labelled(values, labels, _seen):
+    values = values.to_numpy(dtype=object).tolist()
+    given = any(label is not None for label in labels)
+    return describe(dict(values=values, labels=labels) if given else values, _seen)
+
+@describes(pd.DataFrame)
+def _frame(f, _seen):
+    rows, columns = _labels(f.index), _labels(f.columns)
+    return _labelled(f, [] if rows == columns == [None] else [rows, columns], _seen)
+
+@describes(pd.Series)
+def _series(s, _seen): return _labelled(s, [s.name, *_labels(s.index)], _seen)
+
+@describes(pd.Index)
+def _index(index, _seen): return _labelled(index, list(index.names), _seen)
+
+# %% ../nbs/80_ensemble.ipynb #5a1c07e3
+@describes(deque)
+def _deque(values, _seen): return describe([list(values), values.maxlen], _seen)
+
+@describes(re.Pattern)
+def _pattern(p, _seen): return describe([p.pattern, p.flags], _seen)
+
+@describes(operator.itemgetter, operator.attrgetter, operator.methodcaller)
+def _getter(f, _seen): return describe(f.__reduce__(), _seen)
+
+@describes(Enum)
+def _member(member, _seen):
+    "Its name; of the user's, which may be edited, its value too."
+    if not own(type(member)): return str(member)
+    return [str(member), describe(member.value, {} if _seen is None else _seen)]
 
 # %% ../nbs/80_ensemble.ipynb #9e0c2825
 HEAP = 1 << 9  # CPython's flag of a class that was made by a class statement
@@ -191,15 +242,16 @@ def _by_content(thing, content, _seen):
     "The name of something of the user's, with a hash of `content(seen)`."
     if not own(thing): return _name(thing)
     seen = {} if _seen is None else _seen
-    if id(thing) in seen: return f"again {thing.__qualname__}"
-    seen[id(thing)] = thing  # held, so that no other object gets its id
+    if again := _again(thing, thing.__qualname__, seen): return again
     return f"{thing.__qualname__}#{hash_of(content(seen))}"
 
 @describes(types.FunctionType)
 def _function(f, _seen):
     def content(seen):
         defaults = describe([f.__defaults__, f.__kwdefaults__], seen)
-        return dict(code=_compiled(f.__code__), defaults=defaults, uses=describe(_uses(f), seen))
+        found = dict(code=_compiled(f.__code__), defaults=defaults, uses=describe(_uses(f), seen))
+        given = {k: v for k, v in vars(f).items() if k != "__wrapped__"}  # which code uses, or nobody
+        return found | (dict(attributes=describe(given, seen)) if given else {})
     return _by_content(f, content, _seen)
 
 # %% ../nbs/80_ensemble.ipynb #85a7ac7f
@@ -264,8 +316,8 @@ def _attributes(thing):
             if hasattr(thing, name) and not cached(name)}
 
 def _instance(thing, _seen):
-    if _seen is not None and id(thing) in _seen: return f"again a {type(thing).__qualname__}"
-    if _seen is not None: _seen[id(thing)] = thing
+    word = f"a {type(thing).__qualname__}"
+    if _seen is not None and (again := _again(thing, word, _seen)): return again
     return {"kind": describe(type(thing), _seen), **describe(_attributes(thing), _seen)}
 
 # %% ../nbs/80_ensemble.ipynb #6b4e20da
