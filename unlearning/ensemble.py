@@ -10,8 +10,8 @@ __all__ = ['DESCRIBERS', 'PLAIN', 'HEAP', 'PYTHONS', 'GENERATED', 'HOOKS', 'TORC
            'progress_bar']
 
 # %% ../nbs/80_ensemble.ipynb #5c3e4d42
-import datetime, dis, errno, functools, glob, hashlib, importlib, inspect, io, json, operator, os, platform, re
-import signal, socket, sys, threading, time, traceback, types, uuid, warnings
+import datetime, dis, errno, functools, glob, hashlib, importlib, inspect, io, json, operator, os, platform
+import re, signal, socket, sys, threading, time, traceback, types, uuid, warnings
 from collections import deque
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -707,6 +707,7 @@ class _Run:
     def __init__(self, todo, make, store, progress, broken):
         self.todo, self.make, self.store, self.progress = dict.fromkeys(todo), make, store, progress
         self.lost, self.broken, self.id = {}, broken, uuid.uuid4().hex
+        self.unseen = 0  # rounds in a row that ended with a death, and no mark of it
 
     def marks(self): return {t: _marks(self.store, t.name, self.id) for t in self.todo}
 
@@ -734,8 +735,10 @@ def _round(run: _Run, parallel):
         with closing(parallel(calls)) as results:
             for result in results: run.settle(*result)
     except TerminatedWorkerError:
-        if marks == run.marks(): raise  # not in any task: workers cannot even start
+        run.unseen = run.unseen + 1 if marks == run.marks() else 0
+        if run.unseen > 1: raise  # workers cannot even start; once, another run may have tidied the mark away
     else:
+        run.unseen = 0
         if left == len(run.todo):
             time.sleep(1)  # all that is left is somebody else's; perhaps that one dies
 
