@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT',
            'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE',
-           'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'blueprint', 'settings_of',
-           'check_types', 'checked_training', 'settled_recipe', 'Study', 'check_alike', 'asked', 'check_numbers',
-           'gpus', 'gpus_found', 'lacks', 'check_device', 'check_originals', 'check_rows', 'recipe_settings',
-           'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split',
-           'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of',
-           'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels',
-           'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of',
-           'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of',
-           'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'collect', 'look', 'refuse_without_gpu',
-           'refuse_weightless', 'trained_first', 'without_original', 'too_few_retrained', 'orphans', 'run_study',
-           'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
+           'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'meant', 'blueprint',
+           'settings_of', 'check_types', 'checked_training', 'meant_training', 'settled_recipe', 'Study', 'check_alike',
+           'asked', 'check_numbers', 'gpus', 'gpus_found', 'lacks', 'check_device', 'check_originals', 'check_rows',
+           'recipe_settings', 'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks',
+           'verified_split', 'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of',
+           'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given',
+           'maker', 'measured_labels', 'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common',
+           'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside',
+           'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'collect', 'look',
+           'refuse_without_gpu', 'refuse_weightless', 'trained_first', 'without_original', 'too_few_retrained',
+           'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
 import errno, inspect, math, os, re, shutil, socket, time, warnings, zipfile
@@ -31,9 +31,10 @@ import safetensors
 from torch import nn
 
 # %% ../nbs/81_study.ipynb #0b9cafa6
+from .augment import AUGMENTATIONS
 from .images import Split, read_split, save_split, shared_split
 from .load import gone_classes
-from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of, own,
+from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of,
                                  progress_bar, raise_errors, run_tasks, unwritable, whole)
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
@@ -109,11 +110,16 @@ class Blueprint:
             self.network if isinstance(self.network, nn.Module) else self.fresh(0), weights)
 
 # %% ../nbs/81_study.ipynb #bc3fcaa2
+def meant(name, registered: dict):
+    "What has been registered under a name; of what is this library's, and of everything else, the name as it is."
+    thing = registered.get(name) if isinstance(name, str) else None
+    librarys = (getattr(thing, "__module__", None) or "").startswith("unlearning.")
+    return name if thing is None or librarys else thing
+
 def blueprint(network, sizes) -> Blueprint:
     "The blueprint of what a user calls a network. `ValueError` if it does not give fresh networks."
     if isinstance(network, nn.Module): return Blueprint(without_drawn(network), sizes)
-    if isinstance(network, str) and own(NETWORKS.get(network, nn.Module)):
-        network = NETWORKS[network]
+    network = meant(network, NETWORKS)
     plan = Blueprint(network, sizes)
     if isinstance(network, str): return plan.fresh(0) and plan
     if not callable(network): raise ValueError(WRONG.format(network, type(network).__name__))
@@ -174,11 +180,15 @@ def checked_training(t: Training, device="cpu") -> Training:
         if getattr(t, name) <= 0:
             raise ValueError(f"training.{name} is {getattr(t, name)}: ask for more than 0")
     make_schedule(make_optimizer([torch.zeros(1)], t), t, 1, 1)
-    return settled(t, device)
+    return meant_training(t, device)
+
+def meant_training(t: Training, device) -> Training:
+    "A training with the name of its precision, and augmentations that mean the same in every process."
+    return settled(replace(t, augment=tuple(meant(f, AUGMENTATIONS) for f in t.augment)), device)
 
 def settled_recipe(recipe: Recipe, device) -> Recipe:
-    "The recipe, with the name of the precision in each of its repairs."
-    named = lambda p: replace(p, training=settled(p.training, device)) if isinstance(p, Repair) else p
+    "The recipe, with each repair's training as it is meant."
+    named = lambda p: replace(p, training=meant_training(p.training, device)) if isinstance(p, Repair) else p
     return replace(recipe, phases=tuple(map(named, recipe.phases)))
 
 # %% ../nbs/81_study.ipynb #e5a3ca75
