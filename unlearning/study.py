@@ -6,19 +6,20 @@
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT',
            'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE',
            'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'meant', 'blueprint',
-           'settings_of', 'check_types', 'checked_training', 'meant_training', 'settled_recipe', 'Study', 'check_alike',
-           'asked', 'check_numbers', 'gpus', 'gpus_found', 'lacks', 'check_device', 'check_originals', 'check_rows',
-           'recipe_settings', 'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks',
-           'verified_split', 'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of',
-           'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given',
-           'maker', 'measured_labels', 'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common',
-           'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside',
-           'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'collect', 'look',
-           'refuse_without_gpu', 'refuse_weightless', 'trained_first', 'without_original', 'too_few_retrained',
-           'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
+           'settings_of', 'shown', 'check_types', 'checked_training', 'meant_training', 'settled_recipe', 'Study',
+           'check_alike', 'asked', 'check_numbers', 'gpus', 'gpus_found', 'lacks', 'check_given', 'check_device',
+           'check_originals', 'check_rows', 'recipe_settings', 'training_settings', 'original_task', 'retrain_task',
+           'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split', 'measured_rows',
+           'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup',
+           'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer', 'measurements', 'Results',
+           'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method',
+           'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames',
+           'separation_of', 'collect', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first',
+           'without_original', 'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads',
+           'pack', 'listing', 'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
-import errno, inspect, math, os, re, shutil, socket, time, warnings, zipfile
+import errno, inspect, math, os, re, shutil, socket, textwrap, time, warnings, zipfile
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -144,10 +145,12 @@ def settings_of(plan: Blueprint):
 # %% ../nbs/81_study.ipynb #932cd987
 KINDS = {bool: ((bool, np.bool_), "True or False"), int: (Integral, "a whole number"),
          float: (Real, "a number"), str: (str, "text"),
-         tuple: ((tuple, list), "a tuple, such as ('flip',)"), type(None): (type(None), "None")}
+         tuple: ((tuple, list), "a tuple, such as ('flip',)"), type(None): (type(None), "None"),
+         dict: (dict, "a dict by name"), Path: (Path, "a path"),
+         Split: (Split, "a split: see `load_split`"), Training: (Training, "a `Training`")}
 
 def _fits(value, kind) -> bool:
-    "Whether a value may stand where `kind` is declared; kinds that are not plain data are not looked at."
+    "Whether a value may stand where `kind` is declared; kinds that are not in the table are not looked at."
     truth = isinstance(value, (bool, np.bool_))  # which Python takes for a number
     return kind not in KINDS or (isinstance(value, KINDS[kind][0])
                                  and not (truth and kind in (int, float)))
@@ -156,7 +159,9 @@ def _check_type(value, declared, where):
     kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
     if any(_fits(value, k) for k in kinds): return
     allowed = " or ".join(KINDS[k][1] for k in kinds)
-    raise ValueError(f"{where} is {value!r}, a {type(value).__name__}: pass {allowed}")
+    raise ValueError(f"{where} is {shown(value)}, a {type(value).__name__}: pass {allowed}")
+
+def shown(value): return textwrap.shorten(repr(value), 60, placeholder="…")
 
 # %% ../nbs/81_study.ipynb #468339fb
 def check_types(settings, where=""):
@@ -212,7 +217,7 @@ class Study:
     reference: bool = False          # K more retrained networks, in a row "reference"
 
     def __post_init__(self):
-        for check in (check_types, check_device): check(self)
+        for check in (check_types, check_given, check_device): check(self)
         for name, value in asked(self).items(): object.__setattr__(self, name, value)
         for check in (check_numbers, check_originals, check_rows, check_alike): check(self)
 
@@ -271,6 +276,14 @@ def lacks(device) -> bool:
     return device != "cpu" and (torch.device(device).index or 0) >= gpus()
 
 # %% ../nbs/81_study.ipynb #5651d1fc
+def check_given(study):
+    for name, recipe in study.recipes.items():
+        if isinstance(name, str) and isinstance(recipe, Recipe): continue
+        raise ValueError(f"recipes has {shown(recipe)} under {name!r}: pass a name and a `Recipe`, "
+                         "such as dict(finetune=RECIPES['digits']['finetune'])")
+    if not len(study.split.test):
+        raise ValueError(f"split {study.split.name} has no test images, on which networks are compared")
+
 def check_device(study):
     if re.fullmatch(r"cpu|cuda(:\d+)?", study.device): return
     raise ValueError(f"device is {study.device!r}: use 'cpu' or 'cuda'")
