@@ -859,11 +859,12 @@ def run_study(
     return collect(study, tasks, measured, store, failures)
 
 # %% ../nbs/81_study.ipynb #d1433346
-RECORD, SPLIT = (re.compile(f"{row}-[0-9a-f]{{16}}[.]safetensors")
-                 for row in (r"\w[\w+#=. -]*-\d{3,}", "split"))
+RECORD, SPLIT = (re.compile(f"{row}-[0-9a-f]{{16}}[.]{kind}")
+                 for row, kind in ((r"\w[\w+#=. -]*-\d{3,}", "(safetensors|lost)"), ("split", "safetensors")))
 
 def refuse_damaged(path, name):
     "An error of some kind if this is not the whole record or split that has this name."
+    if name.endswith(".lost"): return  # a sentence; the zip file has a checksum of it
     if not SPLIT.fullmatch(name): read_arrays(path)
     elif f"split-{read_split(path).fingerprint}.safetensors" != name:
         raise ValueError(f"{path} is another split")
