@@ -197,8 +197,10 @@ def _machine(f) -> str:
             f"one thread a network. Python {e['python']}, torch {e['torch']}, "
             f"numpy {e['numpy']}, unlearning {e['unlearning']}.")
 
+def _called(results, row): return results.facts["beside"].get(row) or title(results, row)
+
 def _lost(results) -> str:
-    lost = [f"{results.facts['beside'].get(m) or title(results, m)} seed {k}: {why}"
+    lost = [f"{_called(results, m)} seed {k}: {why}"
             for (m, k), why in results.failures.items()]
     return " Lost seeds: " + "; ".join(lost) + "." if lost else ""
 
@@ -221,7 +223,7 @@ def protocol(results: Results) -> str:
 
 # %% ../nbs/90_report.ipynb #03c3d5b9
 def _collapsed(results):
-    rows = [title(results, m) for m in results.facts.get("collapsed", ())]
+    rows = [_called(results, m) for m in results.facts.get("collapsed", ())]
     if not rows: return ""
     return (f" Under {', '.join(rows)} networks lost much of their accuracy "
             "on retained images, on average.")

@@ -728,10 +728,10 @@ def passes_of(study) -> dict:
 
 # %% ../nbs/81_study.ipynb #10c3e439
 def collapsed(networks) -> list:
-    "Rows that have cost more than `COLLAPSE` points of the original's accuracy on retained images."
+    "Rows that have cost their start (of a control: Retrain) more than `COLLAPSE` points of RA, retained accuracy."
     RA = networks.groupby("method", sort=False).RA.mean()
-    return [m for m in RA.index
-            if m not in ("retrain", "original") and RA["original"] - RA[m] > COLLAPSE]
+    start = lambda m: RA["retrain" if m.startswith(CONTROL) else "original"]
+    return [m for m in RA.index if m not in (*KEPT, "reference") and start(m) - RA[m] > COLLAPSE]
 
 # %% ../nbs/81_study.ipynb #84b3ad2b
 def is_beside(method) -> bool: return method == "reference" or method.startswith(CONTROL)
@@ -761,7 +761,8 @@ def collect(study, tasks, measured, store, failures) -> Results:
               for m in methods}
     quality = forget_qualities(study, networks,
                                {m: answers[m].confidence["forget"] for m in methods})
-    facts = facts_of(study, [r.environment for r in records]) | dict(collapsed=collapsed(networks))
+    facts = (facts_of(study, [r.environment for r in records])
+             | dict(collapsed=collapsed(pd.concat([networks, beside]))))
     lost = {(t.method, t.seed): why for t, why in failures.items()}
     return Results(networks, quality, separation, losses, facts, lost, beside, answers)
 
