@@ -80,9 +80,10 @@ def constants(model: nn.Module) -> dict:
 SIZES = ("num_classes", "in_channels", "image_size")
 
 def build(builder, sizes) -> nn.Module:
-    "Call a builder with what it takes: the sizes that it names, all three in this order, or nothing."
+    "Call a builder with what it takes: the sizes that it names, `num_classes` by `**kwargs`, all three in order, or nothing."
     signature = inspect.signature(builder)
-    named = {name: size for name, size in zip(SIZES, sizes) if name in signature.parameters}
+    names = {p.kind: "num_classes" for p in signature.parameters.values()}.get(inspect.Parameter.VAR_KEYWORD)
+    named = {name: size for name, size in zip(SIZES, sizes) if name in (names, *signature.parameters)}
     for args, kw in (((), named), (sizes, {}), ((), {})):
         try: signature.bind(*args, **kw)
         except TypeError: continue
