@@ -283,3 +283,21 @@ def test_every_column_is_in_the_glossary():
     for column in columns:
         name = re.sub(r'(, %)?( [↑↓])?( − Retrain)?$', '', column)
         assert name in PLAIN_WORDS or f'**{WORDS[name]}' in glossary, column
+
+
+def test_one_image_to_forget_is_said():
+    results = made_up(dict(half=0.5))
+    cut = lambda values: values | dict(forget=values['forget'][:, :1])
+    one = replace(results, answers={m: Answers(a.seeds, cut(a.confidence), cut(a.correct)) for m, a in results.answers.items()})
+    found = league(one, True)
+    assert set(league_table(found, one)[LEFT]) == {'one forget image, of 2 needed'} and 'could memory left be estimated' in in_words(found, one)
+
+
+def test_names_of_points_stay_within_the_frame():
+    from unlearning.report import named_points
+    fig, ax = plt.subplots()
+    ax.set(xlim=(0, 10), ylim=(0, 10))
+    named_points(ax, np.full(6, 1.), np.array([5, 5, 9.1, 9.2, 9.3, 9.4]), list('abcdef'))
+    fig.canvas.draw()
+    boxes = [Text.get_window_extent(t) for t in ax.texts]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2)) and all(ax.bbox.y0 <= b.y0 and b.y1 <= ax.bbox.y1 for b in boxes)

@@ -80,10 +80,13 @@ def _lineages(results, row) -> int:
 
 # %% ../nbs/92_league.ipynb #ecfbff82
 def _missing(results, row) -> str:
-    "Why nothing can be said of a row."
+    "Why nothing can be said of a row; empty: something can."
     if row not in results.answers: return "all networks lost"
     if row not in BY_ITSELF and CONTROL + row not in results.answers: return "all controls lost"
-    return f"{_lineages(results, row)} whole lineages, of {LEAST} needed: ask for more seeds"
+    if (whole := _lineages(results, row)) < LEAST:
+        return f"{whole} whole lineages, of {LEAST} needed: ask for more seeds"
+    few = [part for part in ("forget", "test") if results.answers[row].correct[part].shape[1] < 2]
+    return f"one {few[0]} image, of 2 needed" if few else ""
 
 def _rows(results) -> list:
     "Methods with a control, though no network of theirs may be left; then the reference and doing nothing."
@@ -111,7 +114,7 @@ def _most_remembered(results, row) -> Interval:
 # %% ../nbs/92_league.ipynb #5c8d2fb6
 def _memory(results, row, exchangeable) -> dict:
     none = dict.fromkeys((*SHARES, "memory_auc", "size", "tenth"), NONE) | dict(given="")
-    if _lineages(results, row) < LEAST: return none | dict(word=_missing(results, row))
+    if word := _missing(results, row): return none | dict(word=word)
     m, auc = (memory_of(results, row, exchangeable, by) for by in ("correctness", "auc"))
     found = ({k: getattr(m, k) for k in SHARES}
              | dict(memory_auc=auc.memory, word=m.word, given=m.given))
