@@ -355,16 +355,19 @@ def plot_forget_quality(results: Results):
 
 # %% ../nbs/90_report.ipynb #232d3474
 def named_points(ax, x, y, names):
-    "Each name right of its point, moved up where it would cover another name or point; a thin line leads back."
+    "Each name right of its point, moved where it would cover another (up; at the frame down), with a thin line back."
     ax.figure.canvas.draw()  # the scales are settled
     step = 13 * ax.figure.dpi / 72  # a line of text, in pixels
     at, taken = ax.transData.transform(np.column_stack([x, y])), []
     def covers(px, py):
         names = any(abs(py - ty) < step and abs(px - tx) < 12 * step for tx, ty in taken)
         return names or any(abs(py - qy) < 0.7 * step and 2 < qx - px < 12 * step for qx, qy in at)
+    top, bottom = ax.bbox.y1 - step / 2, ax.bbox.y0 + step / 2
     for i in at[:, 1].argsort():
         px, py = at[i]
-        while covers(px, py): py += step / 2
+        up, down = np.arange(py, top, step / 2), np.arange(py, bottom, -step / 2)
+        beyond = py + np.arange(999) * step / 2  # above the frame rather than nowhere
+        py = next(y for y in [*up, *down, *beyond] if not covers(px, y))
         taken.append((px, py))
         shift = (10, (py - at[i, 1]) * 72 / ax.figure.dpi)
         ax.annotate(names[i], (x[i], y[i]), xytext=shift, textcoords="offset points",
