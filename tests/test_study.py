@@ -732,6 +732,14 @@ def test_only_records_are_packed_and_the_split_where_asked_for(copied, tmp_path)
     with pytest.raises(ValueError, match='holds no records'): pack(tmp_path/'none', tmp_path/'b.zip')
 
 
+def test_what_was_lost_is_packed(tmp_path):
+    """It would be trained again, to the same end."""
+    store, task = Store(tmp_path/'a'), Task('row', 1, {})
+    store.lose(task, 'the loss is nan')
+    for _ in 'ab': unpack(pack(tmp_path/'a', tmp_path/'a.zip')[0], tmp_path/'b')
+    assert Store(tmp_path/'b').why_lost(task) == 'the loss is nan' and len(files(tmp_path/'b')) == 1
+
+
 def test_packed_in_several_files(copied, tmp_path):
     most = 2_000_000
     paths = pack(copied, tmp_path/'a.zip', most=most)

@@ -80,10 +80,11 @@ def constants(model: nn.Module) -> dict:
 SIZES = ("num_classes", "in_channels", "image_size")
 
 def build(builder, sizes) -> nn.Module:
-    "Call a builder with what it takes: the sizes that it names, `num_classes` by `**kwargs`, all three in order, or nothing."
+    "Call a builder with what it takes: the sizes that it names, all three in this order, or nothing."
     signature = inspect.signature(builder)
-    names = {p.kind: "num_classes" for p in signature.parameters.values()}.get(inspect.Parameter.VAR_KEYWORD)
-    named = {name: size for name, size in zip(SIZES, sizes) if name in (names, *signature.parameters)}
+    names = {*signature.parameters}
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()): names.add("num_classes")
+    named = {name: size for name, size in zip(SIZES, sizes) if name in names}
     for args, kw in (((), named), (sizes, {}), ((), {})):
         try: signature.bind(*args, **kw)
         except TypeError: continue
@@ -113,7 +114,7 @@ class Blueprint:
 
 # %% ../nbs/81_study.ipynb #bc3fcaa2
 def meant(name, registered: dict):
-    "What has been registered under a name; of what is this library's, and of everything else, the name as it is."
+    "What somebody has registered under a name; names of this library's, and all else, as they are."
     thing = registered.get(name) if isinstance(name, str) else None
     librarys = (getattr(thing, "__module__", None) or "").startswith("unlearning.")
     return name if thing is None or librarys else thing
@@ -189,7 +190,7 @@ def checked_training(t: Training, device="cpu") -> Training:
     return meant_training(t, device)
 
 def meant_training(t: Training, device) -> Training:
-    "A training with the name of its precision, and augmentations that mean the same in every process."
+    "A training whose precision and augmentations mean the same in every process."
     return settled(replace(t, augment=tuple(meant(f, AUGMENTATIONS) for f in t.augment)), device)
 
 def settled_recipe(recipe: Recipe, device) -> Recipe:
@@ -729,7 +730,7 @@ def passes_of(study) -> dict:
 
 # %% ../nbs/81_study.ipynb #10c3e439
 def collapsed(networks) -> list:
-    "Rows that have cost their start (of a control: Retrain) more than `COLLAPSE` points of RA, retained accuracy."
+    "Rows that have lost more than `COLLAPSE` points of RA: of the original's, or a control of Retrain's."
     RA = networks.groupby("method", sort=False).RA.mean()
     start = lambda m: RA["retrain" if m.startswith(CONTROL) else "original"]
     return [m for m in RA.index if m not in (*KEPT, "reference") and start(m) - RA[m] > COLLAPSE]
