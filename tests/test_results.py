@@ -20,6 +20,9 @@ def code(path):
             if c.cell_type == 'code' and 'injected-parameters' not in c.metadata.get('tags', [])]
 
 
+def prose(path): return [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'markdown']
+
+
 def source_of(copy):
     named = [name for name in EXPERIMENTS if copy.stem.startswith(f'{name}_')] or [MADE_FROM.get(copy.stem, copy.stem)]
     return EXPERIMENTS[max(named, key=len)]
@@ -29,6 +32,11 @@ def source_of(copy):
 def test_copy_was_made_by_the_code_beside_it(copy):
     same = code(copy) == code(source_of(copy))
     assert same != (copy.stem in FALLEN_BEHIND), 'take it off the list' if same else f'{source_of(copy).name} has moved on: execute it anew'
+
+
+@pytest.mark.parametrize('copy', [c for c in COPIES if c.stem not in FALLEN_BEHIND], ids=lambda p: p.stem)
+def test_a_copy_says_what_its_experiment_says(copy):
+    assert prose(copy) == prose(source_of(copy)), 'take the text cells of the experiment over'
 
 
 def test_the_list_names_only_copies():
