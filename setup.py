@@ -22,7 +22,7 @@ setup(
     classifiers=['Development Status :: 3 - Alpha', f"Intended Audience :: {cfg['audience']}",
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
     packages=find_packages(include=['unlearning', 'unlearning.*']),
-    package_data={'unlearning': ['*.csv', '*.jinja']},
+    package_data={'unlearning': ['*.csv', '*.jinja', '*.mplstyle']},
     python_requires='>=' + cfg['min_python'],
     install_requires=cfg['requirements'].split(),
     # The tests run a cluster too.

@@ -12,7 +12,9 @@ assert Path(unlearning.__file__).is_relative_to({site!r}), unlearning.__file__
 from unlearning import RECIPES, Training, load_split, unlearn
 from unlearning.methods.budget import settings_table
 from importlib.resources import files
+import matplotlib.pyplot as plt
 assert len(settings_table()) > 20 and 'verdict' in files('unlearning').joinpath('report.html.jinja').read_text()
+plt.style.use('unlearning.figures')
 print(load_split('digits', forget=90))
 """
 
