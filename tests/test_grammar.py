@@ -45,7 +45,8 @@ def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for 
 def moved(before, after): return {k for k, v in after.items() if k not in before or not torch.equal(before[k], v)}
 
 
-# Fingerprints of the logits on test, made by the code before the grammar was rebuilt. Their bits are of one processor
+# Fingerprints of the logits on test, made by the code before the grammar was rebuilt (two of "paper" since their repairs
+# smooth no labels). Their bits are of one processor
 # and one torch.
 
 def here():

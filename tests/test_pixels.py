@@ -312,7 +312,7 @@ def test_always_the_commonest_class_is_chance():
 
 @pytest.mark.parametrize('mean, std, says', [
     (0.5, None, 'belong together'), (None, 1, 'belong together'), ((0.5, 0.5), 1, 'mean has 2 values for 3 channels'), (123.7, 58.4, 'divide them by 255'),
-    (0.5, 0, 'not of pixels'), (float('nan'), 1, 'not of pixels'), (-0.5, 1, 'not of pixels')])
+    (0.5, 0, 'divided by it'), (float('nan'), 1, 'not of pixels'), (-0.5, 1, 'not of pixels')])
 def test_statistics_that_cannot_be_are_refused(mean, std, says):
     data = in_memory(NOISE, LABELS)
     for call in (lambda: in_memory(NOISE, LABELS, mean=mean, std=std), lambda: make_split(data, data, [0], mean=mean, std=std)):
