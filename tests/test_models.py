@@ -11,7 +11,7 @@ import torchvision
 from nets import Functional, build, images
 from torch import nn
 
-from unlearning.models import NETWORKS, copy_network, create_model, depends_on_its_weights, find_logits, outputs, unwrap
+from unlearning.models import NETWORKS, copy_network, create_model, depends_on_its_weights, drawn_anew, find_logits, outputs, unwrap
 
 X = images(2)
 
@@ -34,6 +34,15 @@ def test_vit_cuts_images_into_at_most_256_patches(size, positions):
     """N14: 224 pixels in patches of 4 would be 3,136."""
     model = create_model('vit', 10, 3, size)
     assert model.encoder.pos_embedding.shape[1] == 1 + positions
+
+
+def test_what_is_frozen_changes_no_other_draw():
+    def head(frozen):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 10))
+        net[:2].requires_grad_(not frozen)
+        torch.manual_seed(5)
+        return drawn_anew(net)[3].weight
+    assert torch.equal(head(True), head(False))
 
 
 def test_vit_at_224_answers(): assert outputs(create_model('vit', 10, 3, 224).eval(), images(1, size=224)).shape == (1, 10)

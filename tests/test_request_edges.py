@@ -297,6 +297,13 @@ def test_a_program_answers_as_measured_where_this_library_is_not(digits, tmp_pat
     assert (served - own).abs().max() <= 1e-5 * own.abs().max().clamp(min=1) and torch.equal(served.argmax(1), own.argmax(1))
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
+def test_a_program_of_another_precision_is_compared(dtype, digits, tmp_path):
+    r = digits()
+    r.unlearned = never_trained().to(dtype)
+    request._write_program(r, tmp_path / 'unlearned.pt2')
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 def test_a_program_made_on_a_gpu_answers_where_there_is_none(tmp_path):
     split = load_split('digits', forget=30, subset=300).to('cuda')
@@ -318,10 +325,10 @@ class OfSize(nn.Module):
 
 def test_a_program_is_compared_in_batches_of_its_own_size(digits):
     r, served = digits(), OfSize().eval()
-    r.unlearned, served.graph = OfSize().eval(), 'as a program has'
-    request.refuse_other(r, served)
+    r.unlearned = OfSize().eval()
+    request.refuse_other(r, served, program=True)
     with torch.no_grad(): next(served.parameters()).add_(0.5)
-    with pytest.raises(RuntimeError, match='nothing is handed over'): request.refuse_other(r, served)
+    with pytest.raises(RuntimeError, match='nothing is handed over'): request.refuse_other(r, served, program=True)
 
 
 # What is killed while references are made

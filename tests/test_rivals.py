@@ -26,10 +26,10 @@ from unlearning.methods.as_unseen import AsUnseen, as_unseen, margins, soft_unse
 from unlearning.methods.hybrids import soft_witness, surgery_dual
 from unlearning.methods.l1_sparse import FadingL1, l1_sparse
 from unlearning.methods.neggrad_plus import neggrad_plus
-from unlearning.methods.noise import noise
+from unlearning.methods.noise import AddNoise, noise
 from unlearning.methods.prune_reset import ResetSmallest, matrices, prune_reset
 from unlearning.methods.reinit import Reinit, convolutions, loss_gradient, reinit
-from unlearning.methods.reset_distill import reset_distill
+from unlearning.methods.reset_distill import ends, reset_distill
 from unlearning.methods.salun import salun
 from unlearning.methods.sfron import AscendUnlearned, sfron
 from unlearning.methods.soft_relabeling import soft_targets
@@ -171,6 +171,12 @@ def test_weights_that_are_computed_are_refused_by_name(name, norm, split):
     wrap = getattr(torch.nn.utils.parametrizations, norm)
     net = torch.nn.Sequential(wrap(torch.nn.Conv2d(1, 4, 3)), torch.nn.ReLU(), torch.nn.Flatten(), wrap(torch.nn.Linear(144, 10)))
     with pytest.raises(ValueError, match="weight of layer '0' is computed of others"): unlearn(net, split, RIVALS[name])
+
+
+def test_computed_weights_between_the_ends_hinder_nobody_who_edits_the_ends():
+    wrap, nn = torch.nn.utils.parametrizations.weight_norm, torch.nn
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), wrap(nn.Conv2d(4, 4, 3)), nn.Flatten(), wrap(nn.Linear(64, 8)), nn.Linear(8, 10))
+    assert list(ends(net)) == ['0', '4'] and AddNoise().weight(net) is net[0].weight
 
 
 def test_nothing_to_reset_is_said(original, split):

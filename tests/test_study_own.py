@@ -7,7 +7,7 @@ from pathlib import Path
 import cloudpickle, nbformat, numpy as np, papermill, pytest, torch
 from torch import nn
 
-import unlearning
+import unlearning, unlearning.study
 from test_study import RECIPES, files, kinds, networks, run, tiny
 from unlearning.activations import mask_activations, masks, place_masks
 from unlearning.ensemble import Store, describe, hash_of
@@ -346,6 +346,34 @@ def test_edit_in_a_package_of_the_user_gives_another_key(tmp_path, imports, buil
         sys.path.remove(str(tmp_path))
         sys.dont_write_bytecode = kept
         for name in [n for n in sys.modules if n.partition('.')[0] == 'mine']: del sys.modules[name]
+
+
+def test_what_a_package_holds_is_not_a_module_of_the_same_name(tmp_path, monkeypatch):
+    """A key imports what `from` would import, and no more; and it outlasts code that never runs."""
+    (tmp_path/'ours').mkdir()
+    for name, text in dict(__init__='from .v2 import net', v2='def net(): return 1', net='raise RuntimeError', script='raise SystemExit').items():
+        (tmp_path/'ours'/f'{name}.py').write_text(text)
+    (tmp_path/'uses.py').write_text('def build(debug=False):\n    if debug: from ours import script\n    from ours import net\n    return net()')
+    monkeypatch.syspath_prepend(tmp_path)
+    build = importlib.import_module('uses').build
+    assert describe(build) and build() == 1
+
+
+def test_what_a_function_writes_on_itself_is_not_in_its_key():
+    def counted(): counted.calls += 1
+    counted.calls, counted.width = 0, 8
+    before = describe(counted)
+    counted()
+    assert describe(counted) == before
+    counted.width = 16
+    assert describe(counted) != before
+
+
+def test_keywords_that_are_for_somebody_else():
+    class Net(torch.nn.Module):
+        def __init__(self, width=8, **kw): super().__init__(**kw)
+    assert type(unlearning.study.build(Net, (10, 3, 8))) is Net
+    assert unlearning.study.build(lambda **kw: kw, (10, 3, 8)) == dict(num_classes=10)
 
 
 def test_functions_that_call_each_other(module):

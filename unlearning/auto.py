@@ -119,8 +119,8 @@ def refuse_even(model, split, unseen):
     "`Even` if retained images rank as unseen ones do, within three standard errors."
     _like(split, np.random.default_rng(0))  # its refusals first
     unseen = of_classes(unseen, split.forget)
-    if not len(unseen): raise ValueError(UNCOMPARED)
-    r = _ranks(model, of_classes(split.retain, split.forget, MOST), unseen)
+    r = _ranks(model, of_classes(split.retain, split.forget, MOST), unseen) if len(unseen) else []
+    if not len(r): raise ValueError(UNCOMPARED)
     if r.mean() <= 50 + 3 * 29 * (1 / len(r) + 1 / len(unseen)) ** 0.5:
         raise Even(NOTHING.format(r.mean()))
 

@@ -45,7 +45,7 @@ def refuse_answers(z, classes: int):
     if not z.isfinite().all():
         raise ValueError("the original network answers with numbers that are not finite: "
                          "its training diverged, or its file is damaged")
-    sums, coarse = z.float().sum(1), 4 * torch.finfo(z.dtype).eps  # bfloat16's do not add up to 1.00
+    sums, coarse = z.float().sum(1), 4 * torch.finfo(z.dtype if z.is_floating_point() else torch.float).eps
     if (z >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=max(1e-3, coarse)):
         raise ValueError("the network's answers are probabilities (they add up to 1): "
                          "leave the softmax out, logits are needed")

@@ -101,7 +101,8 @@ def _set(values, _seen):
 def _scalar(number, _seen): return describe(number.item(), _seen)
 
 @describes(PurePath, range, slice, complex, bytes, bytearray, type(...), Decimal, Fraction,
-           datetime.date, datetime.time, datetime.timedelta, torch.dtype, torch.device, np.dtype)
+           datetime.date, datetime.time, datetime.timedelta, pd.Period, pd.Interval, uuid.UUID,
+           torch.dtype, torch.device, np.dtype)
 def _as_text(value, _seen): return str(value)
 
 # %% ../nbs/80_ensemble.ipynb #c06a5f0a
@@ -202,7 +203,9 @@ def _imported(path, names, package):
     with suppress(ImportError, TypeError):  # TypeError: dots, in code of no package
         module = importlib.import_module(path, package)
         for name in names if own(module) and hasattr(module, "__path__") else ():
-            with suppress(ImportError): importlib.import_module(f"{module.__name__}.{name}")
+            # as `from` does: what is there already is no module to look for. And code may never run
+            with suppress(Exception, SystemExit):
+                if not hasattr(module, name): importlib.import_module(f"{module.__name__}.{name}")
         return module
 
 # %% ../nbs/80_ensemble.ipynb #5a1c07e1
@@ -250,7 +253,8 @@ def _function(f, _seen):
     def content(seen):
         defaults = describe([f.__defaults__, f.__kwdefaults__], seen)
         found = dict(code=_compiled(f.__code__), defaults=defaults, uses=describe(_uses(f), seen))
-        given = {k: v for k, v in vars(f).items() if k != "__wrapped__"}  # which code uses, or nobody
+        writes = {"__wrapped__", *_names(f.__code__, "STORE_ATTR")}  # counters and memos: its own doing
+        given = {k: v for k, v in vars(f).items() if k not in writes}
         return found | (dict(attributes=describe(given, seen)) if given else {})
     return _by_content(f, content, _seen)
 

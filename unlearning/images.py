@@ -344,7 +344,8 @@ def _undivided(x) -> np.ndarray:
     nearest = np.rint(255 * x)
     near = (0 <= nearest.min() and nearest.max() <= 255
             and np.abs(255 * x - nearest).max() < 1e-3)
-    dim = x.any() and not nearest.any()  # tiny values: all such images would be one, black
+    # tiny values would all be 0; up to 3e-7 they are rounding, but where there is nothing else
+    dim = (np.abs(x[nearest == 0]) > 3e-7 * nearest.any()).any()
     return nearest.astype(np.uint8) if near and not dim else x
 
 def copy_hashes(images: Images) -> list:
@@ -512,7 +513,7 @@ def make_split(
     forget, labels = check_forget(forget, len(train)), train.labels.cpu().numpy()
     retain = np.setdiff1d(np.arange(len(train)), forget)
     held = retain[:0]
-    if val >= len(retain):
+    if val and val >= len(retain):
         raise ValueError(f"val is {val}, and {len(retain)} images are retained: "
                          f"hold out 0 to {len(retain) - 1}")
     if val:
@@ -530,6 +531,8 @@ def make_split(
 # %% ../nbs/01_images.ipynb #f05f8750
 def save_split(split: Split, path) -> Path:
     "Write a split to one safetensors file, whole or not at all."
+    plain = tuple(json.loads(json.dumps(split.classes)))  # as it will be read
+    if repr(plain) != repr(split.classes): split = replace(split, classes=plain)
     sources = list({id(part.source): part.source for part in split.parts.values()}.values())
     arrays = {f"pixels.{i}": np.ascontiguousarray(s.cpu())
               for i, s in enumerate(sources) if torch.is_tensor(s)}
@@ -573,7 +576,10 @@ def read_split(path) -> Split:
 def shared_split(path: str, device: str = "cpu") -> Split:
     "The split in a file, read once a process however often it is asked for."
     split = read_split(path)
-    return split if device == "cpu" else split.to(device)  # as it was checked
+    if device == "cpu": return split
+    moved = split.to(device)
+    vars(moved)["fingerprint"] = split.fingerprint  # of the same pixels
+    return moved
 
 # %% ../nbs/01_images.ipynb #8c5550a3
 class Batch(NamedTuple):

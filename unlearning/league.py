@@ -347,10 +347,10 @@ def plot_league(found: pd.DataFrame, results: Results):
 
 # %% ../nbs/92_league.ipynb #25caa78b
 def _apart(results, row) -> tuple:
-    "U-LiRA's accuracy on vulnerable images and on others; NaN below six lineages, or from one original."
+    "U-LiRA's accuracy on vulnerable images and on others; NaN below six lineages, from one original, of one image."
     answers = [results.answers[m] for m in ("original", "retrain", row)]
     seeds = np.array(sorted(set.intersection(*(set(a.seeds) for a in answers))))
-    if len(seeds) < 6: return np.nan, np.nan
+    if len(seeds) < 6 or answers[0].confidence["forget"].shape[1] < 2: return np.nan, np.nan
     O, R, U = (a.confidence["forget"][np.isin(a.seeds, seeds)] for a in answers)
     return tuple(x.accuracy for x in ulira_apart(O, R, U))
 

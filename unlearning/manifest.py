@@ -9,7 +9,7 @@ __all__ = ['SUMS', 'SIGNATURES', 'FULL', 'FORBIDDEN', 'LARGEST', 'LONGEST', 'mak
 
 # %% ../nbs/93_manifest.ipynb #c135e9d6
 import ctypes, hashlib, hmac, json, os, re, secrets, shutil, sys, unicodedata, uuid, warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from errno import (EACCES, EDQUOT, EEXIST, EFBIG, EINVAL, ENOSPC, ENOSYS, ENOTDIR, ENOTEMPTY,
                    EPERM, EROFS)
 from pathlib import Path
@@ -57,7 +57,7 @@ def make_key(
         with open(file, "w") as f:
             f.write(f"{key.hex()}\n")
             f.flush(); os.fsync(f.fileno())
-        _flush(Path(path).absolute().parent)
+        with suppress(OSError): _flush(Path(path).absolute().parent)  # it may not be readable
     except BaseException:  # nothing was made with it yet
         os.unlink(path)
         raise

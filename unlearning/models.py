@@ -263,11 +263,11 @@ def wholly_frozen(part: nn.Module) -> bool:
 def reset_modules(model: nn.Module):
     "Let every module draw its parameters anew, in place; what is frozen is its owner's, and stays."
     held = {p: p.detach().clone() for p in model.parameters() if not p.requires_grad}
-    # statistics of a frozen part stay, too, where they have no weights beside them
-    stay = {norm for m in model.modules() if wholly_frozen(m) for norm in m.modules()
-            if isinstance(norm, _NormBase)}
+    # what is frozen draws, too, or all others would draw otherwise, and gets its weights back; statistics stay
+    stay = {n for m in model.modules() if wholly_frozen(m) for n in m.modules()
+            if isinstance(n, _NormBase) or [*n.buffers(recurse=False)]}
     for m in model.modules():
-        if m in stay or wholly_frozen(m): continue
+        if m in stay: continue
         # the second is torch's own, of attention
         for name in ("reset_parameters", "_reset_parameters"):
             if callable(how := getattr(m, name, None)): how()

@@ -364,6 +364,7 @@ def named_points(ax, x, y, names):
         return names or any(abs(py - qy) < 0.7 * step and 2 < qx - px < 12 * step for qx, qy in at)
     top, bottom = ax.bbox.y1 - step / 2, ax.bbox.y0 + step / 2
     for i in at[:, 1].argsort():
+        if not np.isfinite(at[i]).all(): continue  # nowhere
         px, py = at[i]
         up, down = np.arange(py, top, step / 2), np.arange(py, bottom, -step / 2)
         beyond = py + np.arange(999) * step / 2  # above the frame rather than nowhere

@@ -50,7 +50,7 @@ from .images import Images, Split, batches, copy_hashes, in_parts
 from .load import gone_classes
 from .manifest import (Predecessor, check_name, hand_over, listed, make_manifest,
                                  refuse_taken, weights_fingerprint)
-from .methods.budget import WITHIN, Budget, numbers_used
+from .methods.budget import WITHIN, Budget, TooDear, numbers_used
 from .metrics.evidence import (ENOUGH, FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE,
                                          ClassAUC, Verdict, class_auc, evidence, ranks,
                                          svc_in_proportion, verdict)
@@ -492,7 +492,9 @@ def _searched(r, say) -> Found:
     try:
         return auto(r.model, r.split, r.tuning, r.training, r.budget / 100, r.max_test_drop,
                     r.wrong_labels, trials=r.trials, seed=r.seed, say=say)
-    except Even as e: return replace(_named(r, "finetune"), word=str(e))
+    except Even as e:
+        try: return replace(_named(r, "finetune"), word=str(e))
+        except TooDear: raise e from None  # the owner has not asked for it
 
 # %% ../nbs/95_request.ipynb #3bca1711
 def choose(r: Request, say=None) -> pd.DataFrame:
@@ -837,12 +839,14 @@ def utility(r: Request) -> pd.DataFrame:
 
 # %% ../nbs/95_request.ipynb #00fcf167
 @torch.no_grad()
-def refuse_other(r: Request, served):
+def refuse_other(r: Request, served, program=False):
     "`RuntimeError` if what was read back does not answer as the network that was measured."
     some, size, net = r.held_out[:MOST], 250, r.unlearned
-    if hasattr(served, "graph"):  # a program may take two at a time, no more
-        some, size, net = some[:len(some) // 2 * 2].to("cpu"), 2, copy_network(net)
-    z = torch.cat([outputs(served, batch.x).float().cpu() for batch in batches(some, size)])
+    if program:  # made on the CPU, for float32; it may take two at a time, no more
+        some = some[:min(len(some), 500) // 2 * 2].to("cpu")
+        size, net = 2, copy_network(net)
+    answer = served if program else partial(outputs, served)
+    z = torch.cat([answer(batch.x).float().cpu() for batch in batches(some, size)])
     own = logits(net, some, size)  # a GPU adds up batches of other sizes in other orders
     if ((z - own).abs().max() <= 1e-5 * own.abs().max().clamp(min=1)
         and torch.equal(z.argmax(1), own.argmax(1))): return
@@ -856,7 +860,7 @@ def _write_weights(r, path):
 
 def _write_program(r, path):
     export(copy_network(r.unlearned).cpu(), path, next(batches(r.held_out[:2].to("cpu"), 2)).x)
-    refuse_other(r, torch.export.load(path).module())
+    refuse_other(r, torch.export.load(path).module(), program=True)
 
 # %% ../nbs/95_request.ipynb #94fd988f
 NOT_SHOWN = (

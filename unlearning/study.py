@@ -22,7 +22,8 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE',
 import errno, inspect, math, os, re, shutil, socket, textwrap, time, warnings, zipfile
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePath
 from types import UnionType
 from typing import get_args
 import numpy as np
@@ -88,7 +89,10 @@ def build(builder, sizes) -> nn.Module:
     for args, kw in (((), named), (sizes, {}), ((), {})):
         try: signature.bind(*args, **kw)
         except TypeError: continue
-        return builder(*args, **kw)
+        try: return builder(*args, **kw)
+        except TypeError as e:  # **kwargs may be for somebody else
+            if "num_classes" in signature.parameters or "'num_classes'" not in str(e): raise
+            return builder(*args, **{k: v for k, v in kw.items() if k != "num_classes"})
     raise ValueError(f"network {builder!r} cannot be called: "
                      f"it has to take nothing, or ({', '.join(SIZES)})")
 
@@ -148,7 +152,7 @@ def settings_of(plan: Blueprint):
 KINDS = {bool: ((bool, np.bool_), "True or False"), int: (Integral, "a whole number"),
          float: (Real, "a number"), str: (str, "text"),
          tuple: ((tuple, list), "a tuple, such as ('flip',)"), type(None): (type(None), "None"),
-         dict: (dict, "a dict by name"), Path: (Path, "a path"),
+         dict: (Mapping, "a dict by name"), Path: ((str, PurePath), "a path"),
          Split: (Split, "a split: see `load_split`"), Training: (Training, "a `Training`")}
 
 def _fits(value, kind) -> bool:
@@ -781,7 +785,7 @@ def refuse_without_gpu(study, tasks, store):
     "What a GPU has computed can be read anywhere."
     if study.scheduler or not lacks(study.device): return
     every = [t for row in tasks.values() for t in row]
-    lost = {t: why for t in every if (why := store.why_lost(t)) is not None}
+    lost = {t: why for t in every if t not in store and (why := store.why_lost(t)) is not None}
     gone = lost | orphans(tasks, lost, {})
     if all(t in store or t in gone for t in every): return
     raise ValueError(f"device is {study.device!r}, and {gpus_found()} here: "

@@ -352,17 +352,19 @@ class Edit(Phase):
 
 # %% ../nbs/31_unlearn.ipynb #9d40b3f2
 COMPUTED = ("the weight of layer {!r} is computed of others (by weight_norm or spectral_norm, say), "
-            "and what an edit writes there is lost: take that off first (remove_parametrizations "
-            "of torch.nn.utils.parametrize, or remove_weight_norm of torch.nn.utils)")
+            "and what an edit writes there is lost: take that off first (remove_parametrizations of "
+            "torch.nn.utils.parametrize; remove_weight_norm, remove_spectral_norm, prune.remove of torch.nn.utils)")
 
-def trained_layers(model, *kinds) -> dict:  # by name
+def _trained(layer):
+    weight = layer._parameters.get("weight")
+    return any(p.requires_grad for p in (layer.parameters() if weight is None else [weight]))
+
+def trained_layers(model, *kinds, only=slice(None)) -> dict:  # by name; only: of the layers in order
     "The layers of these kinds whose weight may be trained. `ValueError` if one's is computed of others."
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, kinds)}
-    for name, m in layers.items():
-        if "weight" not in m._parameters and any(p.requires_grad for p in m.parameters()):
-            raise ValueError(COMPUTED.format(name))
-    kept = {name: m._parameters.get("weight") for name, m in layers.items()}
-    return {name: layers[name] for name, w in kept.items() if w is not None and w.requires_grad}
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds) and _trained(m)][only]
+    for name, m in layers:
+        if "weight" not in m._parameters: raise ValueError(COMPUTED.format(name))
+    return dict(layers)
 
 # %% ../nbs/31_unlearn.ipynb #7fdba108
 def refuse_recipe(recipe):

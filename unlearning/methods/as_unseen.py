@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from ..augment import augmentations
 from ..models import outputs
 from ..training import PAPER_TRAINING, Training, logits
-from ..unlearn import Erase, ForgetLoss, NothingChanged, Recipe, Repair
+from ..unlearn import Erase, ForgetLoss, Recipe, Repair
 
 # %% ../../nbs/methods/65_as_unseen.ipynb #c993a9b3
 def margins(
@@ -41,7 +41,7 @@ def as_unseen(
 
 # %% ../../nbs/methods/65_as_unseen.ipynb #f0d6b5e4
 TOO_FEW_RIGHT = ("the network is right on {:.0%} of the forgotten images, and {:.0%} is told as its accuracy "
-                 "on unseen ones: nothing is taken off its answers")
+                 "on unseen ones: nothing is taken off its answers. Tell a lower accuracy, if it is lower")
 
 @dataclass(frozen=True)
 class AsUnseen(ForgetLoss):
@@ -70,7 +70,7 @@ class AsUnseen(ForgetLoss):
         led = margins(z, forget.labels)
         if led.quantile(1 - self.accuracy) <= 0:
             said = TOO_FEW_RIGHT.format((led > 0).float().mean(), self.accuracy)
-            warnings.warn(said, NothingChanged)
+            warnings.warn(said)
         run.memory[self] = as_unseen(z, forget.labels, self.accuracy, self.push, self.spread)
 
     def __call__(self, run, forget, retain):

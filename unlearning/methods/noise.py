@@ -8,9 +8,9 @@ __all__ = ['AddNoise', 'noise']
 # %% ../../nbs/methods/55_noise.ipynb #f328e2a2
 from dataclasses import dataclass, replace
 import torch
-from .reinit import convolutions
+from torch import nn
 from ..training import Training
-from ..unlearn import Edit, Recipe, Repair
+from ..unlearn import Edit, Recipe, Repair, trained_layers
 
 # %% ../../nbs/methods/55_noise.ipynb #3522d08d
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +20,15 @@ class AddNoise(Edit):
 
     def images(self, split): return 0  # it looks at none
 
-    def start(self, run):
-        if convolutions(run.student): return
+    def weight(self, model):
+        for m in trained_layers(model, nn.Conv2d, only=slice(1)).values(): return m.weight
         raise ValueError("the network has no convolution that may be trained: AddNoise needs one")
+
+    def start(self, run): self.weight(run.student)
 
     @torch.no_grad()
     def edit(self, run):
-        weight = convolutions(run.student)[0]
+        weight = self.weight(run.student)
         noise = self.std * torch.randn(weight.shape, generator=run.rng)
         weight.add_(noise.to(weight))
         return int((noise != 0).sum())

@@ -131,7 +131,8 @@ TUNED_FOR = {  # by collection: the training of the networks for which its recip
 def trained_for(recipe: Recipe, tuned_for: dict) -> Training:  # tuned_for: by collection
     "The training for which a recipe of `RECIPES` was tuned. `ValueError` if it is in no collection."
     for name, training in tuned_for.items():
-        if recipe in RECIPES[name].values(): return training
+        for r in RECIPES[name].values():  # whatever it is called
+            if (r.phases, r.constraints) == (recipe.phases, recipe.constraints): return training
     raise ValueError(f"{recipe.name!r} is in none of {', '.join(tuned_for)}: "
                      "give tuned_for=, the training for which it was tuned")
 
@@ -153,6 +154,7 @@ def transfer(
         if not isinstance(p, Repair): return p
         return replace(p, training=in_proportion(p.training, training, its))
     def carried(r):
+        if not any(isinstance(p, Repair) for p in r.phases): return r
         its = trained_for(r, tuned_for) if isinstance(tuned_for, dict) else tuned_for
         return replace(r, phases=tuple(moved(p, its) for p in r.phases),
                        source=f"{r.source}, transferred in proportion")

@@ -18,10 +18,11 @@ from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, stream,
 # %% ../../nbs/methods/58_reset_distill.ipynb #b695fc36
 def ends(model) -> dict:  # by name
     "The first convolution and the last linear layer that may be trained. `ValueError` where one is missing."
-    def of(kind, what):
-        if found := list(trained_layers(model, kind).items()): return found
+    def of(kind, what, only):
+        if found := trained_layers(model, kind, only=only): return found
         raise ValueError(f"the network has no {what} that may be trained: ResetEnds needs one")
-    return dict([of(nn.Conv2d, "convolution")[0], of(nn.Linear, "linear layer")[-1]])
+    return (of(nn.Conv2d, "convolution", slice(1))
+            | of(nn.Linear, "linear layer", slice(-1, None)))
 
 # %% ../../nbs/methods/58_reset_distill.ipynb #18cbf29d
 @dataclass(frozen=True, kw_only=True)

@@ -49,6 +49,6 @@ def soft_relabeling(
                    "rate, batch and length of the repair: this library"),
 ) -> Recipe:
     "Soft-relabeling, the paper's first technique (§3.1): it acts on the loss."
-    away = Erase(forget=SoftRelabel(temperature), step=Descend(retain_weight), **erase)
+    away = Erase(**dict(forget=SoftRelabel(temperature), step=Descend(retain_weight)) | erase)
     phases = away, Repair(training=repair)
     return Recipe(name="soft_relabeling", title="Soft-Relabeling", phases=phases, source=source)

@@ -140,10 +140,10 @@ def _lineages(parents, children, named):
 # %% ../../nbs/metrics/74_memory_left.ipynb #a311733d
 def _check_score(by, arrays):
     if by not in SCORES: raise ValueError(f"by is {by!r}: expected one of {', '.join(SCORES)}")
-    low, high = min(x.min() for x in arrays), max(x.max() for x in arrays)
-    if by == "correctness" and not all(np.isin(x, (0, 1)).all() for x in arrays):
-        raise ValueError(f"values lie from {low:.3g} to {high:.3g}: "
-                         "correctness is 0 or 1, see `correct`; for confidences take by=\"auc\"")
+    odd = [x[~np.isin(x, (0, 1))] for x in arrays] if by == "correctness" else []
+    for x in odd:
+        if len(x): raise ValueError(f"{x[0]:.3g} is a value: correctness is 0 or 1, see `correct`; "
+                                    "for confidences take by=\"auc\"")
 
 def _checked(O, R, U, C, by):
     "The four on one set of images."
