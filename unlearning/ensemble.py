@@ -155,12 +155,6 @@ def _pattern(p, _seen): return describe([p.pattern, p.flags], _seen)
 @describes(operator.itemgetter, operator.attrgetter, operator.methodcaller)
 def _getter(f, _seen): return describe(f.__reduce__(), _seen)
 
-@describes(Enum)
-def _member(member, _seen):
-    "Its name; of the user's, which may be edited, its value too."
-    if not own(type(member)): return str(member)
-    return [str(member), describe(member.value, {} if _seen is None else _seen)]
-
 # %% ../nbs/80_ensemble.ipynb #9e0c2825
 HEAP = 1 << 9  # CPython's flag of a class that was made by a class statement
 
@@ -173,6 +167,13 @@ def own(thing) -> bool:
     if name.partition(".")[0] in {"unlearning", *sys.stdlib_module_names}: return False
     file = getattr(sys.modules.get(name), "__file__", None) or ""
     return not {"site-packages", "dist-packages"} & set(Path(file).parts)
+
+# %% ../nbs/80_ensemble.ipynb #5a1c07e5
+@describes(Enum)
+def _member(member, _seen):
+    "Its name; of the user's, which may be edited, its value too."
+    if not own(type(member)): return str(member)
+    return [str(member), describe(member.value, {} if _seen is None else _seen)]
 
 # %% ../nbs/80_ensemble.ipynb #7a219e6b
 def _codes(code):
