@@ -68,7 +68,7 @@ site: $(READY)  ## the web site of all pages, from the outputs that are committe
 	@$(BIN)/python nbs/site/build.py _site
 	@echo "Open _site/index.html, or serve the folder (search needs that): $(BIN)/python -m http.server -d _site"
 
-test: $(READY)  ## one pytest run over the notebooks and tests/, but for eight experiments, a request and the site, the longest
+test: $(READY)  ## one pytest run over the notebooks and tests/, but for twelve experiments, a request and the site, the longest
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations 10 -m "not slow"
 
 test-all: $(READY)  ## those too, as continuous integration does

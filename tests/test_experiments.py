@@ -76,6 +76,7 @@ def assert_wrong_labels(shown, pictures, folder, seeds=2):
     assert f'K = {seeds} ' in text and 'Lost seeds' not in text
 
 
+@pytest.mark.slow
 def test_noisy_labels_as_they_stand(run, tmp_path):
     shown, pictures = run('noisy_labels', jobs=1, out=str(tmp_path/'out'))
     assert_wrong_labels(shown, pictures, tmp_path/'out')
@@ -100,6 +101,7 @@ def test_cifar10_as_it_stands(run, tmp_path):
     assert (tmp_path/'cifar10.ipynb').stat().st_size < 1e6
 
 
+@pytest.mark.slow
 def test_celeba_on_rendered_faces(run, tmp_path):
     """As it stands. What is made from rendered faces says so: every table, every figure (they are signed by what the tables' corner says), every file."""
     shown, pictures = run('celeba', out=str(tmp_path/'out'))
@@ -126,6 +128,7 @@ def test_celeba_on_writers(run, tmp_path):
     assert 'writers: 3,0' in shown and 'rendered' not in (tmp_path/'out'/'tables.txt').read_text()
 
 
+@pytest.mark.slow
 def test_architectures_as_they_stand(run, tmp_path):
     shown, pictures = run('architectures', out=str(tmp_path/'out'))
     assert all(f'Network {n}' in shown for n in ('small', 'vit')) and 'memorization' in shown and pictures == 1
@@ -179,6 +182,7 @@ def test_only_a_forget_set_drawn_at_random_has_a_mark(name, given, exchangeable,
     plt.close()
 
 
+@pytest.mark.slow
 def test_tuning(run, tmp_path):
     run('tuning', trials=1, epochs=10.0, out=str(tmp_path/'out'))
     rows = (tmp_path/'out'/'tuning.csv').read_text().splitlines()
