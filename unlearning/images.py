@@ -495,6 +495,15 @@ def forget_copies(split: Split) -> Split:
     retain = np.setdiff1d(np.arange(len(hashes)), forget)
     return replace(split, forget=split.train[forget], retain=split.train[retain])
 
+# %% ../nbs/01_images.ipynb #7d20a1c1
+def _hold_out(retain, labels, val, rng):
+    "Positions that stay retained, and those held out, with the classes' shares. `ValueError`: none would stay."
+    if val >= len(retain):
+        raise ValueError(f"val is {val}, and {len(retain)} images are retained: "
+                         f"hold out 0 to {len(retain) - 1}")
+    held = retain[draw_balanced(labels[retain], val, rng)]
+    return np.setdiff1d(retain, held), held
+
 # %% ../nbs/01_images.ipynb #2bb84252
 def make_split(
     train: Images, test: Images,
@@ -512,13 +521,7 @@ def make_split(
     train, test = alike(train, test, mean, std)
     forget, labels = check_forget(forget, len(train)), train.labels.cpu().numpy()
     retain = np.setdiff1d(np.arange(len(train)), forget)
-    held = retain[:0]
-    if val and val >= len(retain):
-        raise ValueError(f"val is {val}, and {len(retain)} images are retained: "
-                         f"hold out 0 to {len(retain) - 1}")
-    if val:
-        held = retain[draw_balanced(labels[retain], val, rng(1))]
-        retain = np.setdiff1d(retain, held)
+    retain, held = _hold_out(retain, labels, val, rng(1)) if val else (retain, retain[:0])
     if subset is not None: forget, retain = draw_subset(forget, retain, labels, subset, rng(2))
     classes = class_names(classes, train, test)
     kept = np.sort(np.concatenate([retain, forget, held]))

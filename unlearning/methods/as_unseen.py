@@ -39,10 +39,24 @@ def as_unseen(
     lost = c * (push + spread * (c - m) / sigma).clamp(min=0)
     return logits.scatter_add(1, labels[:, None], -lost[:, None]).softmax(1)
 
-# %% ../../nbs/methods/65_as_unseen.ipynb #f0d6b5e4
+# %% ../../nbs/methods/65_as_unseen.ipynb #65a1c0e1
+def _refuse_asked(accuracy, push, spread, views):
+    if not 0 <= accuracy <= 1: raise ValueError(f"accuracy is {accuracy}: a share, 0 … 1")
+    if min(push, spread) < 0 or push + spread == 0:
+        raise ValueError(f"push {push} and spread {spread} take nothing off: "
+                         "neither below 0, not both 0")
+    if isinstance(views, str): raise ValueError(f"views is {views!r}: pass a tuple, as ({views!r},)")
+    augmentations(views)  # refuses names that nobody knows
+
 TOO_FEW_RIGHT = ("the network is right on {:.0%} of the forgotten images, and {:.0%} is told as its accuracy "
                  "on unseen ones: nothing is taken off its answers. Tell a lower accuracy, if it is lower")
 
+def _tell_idle(margins, accuracy):
+    "Warn where no more of the forgotten images are right than of unseen ones."
+    if margins.quantile(1 - accuracy) > 0: return
+    warnings.warn(TOO_FEW_RIGHT.format((margins > 0).float().mean(), accuracy))
+
+# %% ../../nbs/methods/65_as_unseen.ipynb #f0d6b5e4
 @dataclass(frozen=True)
 class AsUnseen(ForgetLoss):
     "Cross-entropy with what the original would answer, had it not learned the image."
@@ -52,14 +66,7 @@ class AsUnseen(ForgetLoss):
     views: tuple = ()  # augmentations under which the images were learned: under these they are forgotten
 
     def __post_init__(self):
-        if not 0 <= self.accuracy <= 1:
-            raise ValueError(f"accuracy is {self.accuracy}: a share, 0 … 1")
-        if min(self.push, self.spread) < 0 or self.push + self.spread == 0:
-            raise ValueError(f"push {self.push} and spread {self.spread} take nothing off: "
-                             "neither below 0, not both 0")
-        if isinstance(self.views, str):
-            raise ValueError(f"views is {self.views!r}: pass a tuple, as ({self.views!r},)")
-        augmentations(self.views)  # refuses names that nobody knows
+        _refuse_asked(self.accuracy, self.push, self.spread, self.views)
         object.__setattr__(self, "views", tuple(self.views))
 
     def look(self, split): return len(split.forget) / 3
@@ -67,10 +74,7 @@ class AsUnseen(ForgetLoss):
     def start(self, run):
         forget = run.split.forget
         z = logits(run.original, forget).float().to(forget.device)
-        led = margins(z, forget.labels)
-        if led.quantile(1 - self.accuracy) <= 0:
-            said = TOO_FEW_RIGHT.format((led > 0).float().mean(), self.accuracy)
-            warnings.warn(said)
+        _tell_idle(margins(z, forget.labels), self.accuracy)
         run.memory[self] = as_unseen(z, forget.labels, self.accuracy, self.push, self.spread)
 
     def __call__(self, run, forget, retain):
