@@ -799,8 +799,8 @@ def test_workers_of_a_killed_study_end_with_it(tmp_path, nursery):
 
 def test_workers_that_cannot_start_end_the_run(tmp_path):
     """Instead of being started for ever; own code is unpacked in its task, so the tasks are named."""
-    tasks = [Task('row', k, {}) for k in range(3)]
-    with pytest.raises(RuntimeError, match='row, seed 2: its process died 3 times'): run_tasks(tasks, Deadly(), Store(tmp_path), jobs=2)
+    tasks = [Task('row', k, {}) for k in (1, 2)]
+    with pytest.raises(RuntimeError, match='row, seed [12]: its process died 3 times'): run_tasks(tasks, Deadly(), Store(tmp_path), jobs=2)
 
 
 class Deadly:

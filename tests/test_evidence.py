@@ -408,6 +408,7 @@ def test_images_named_as_comparable_allow_a_verdict(odd):
     assert words == {0.: NONE, 1.: FOUND}
 
 
+@pytest.mark.slow
 def test_a_verdict_is_wrong_no_more_often_than_the_level():
     """Whole verdicts on images of which nothing is left; and of which all is left."""
     rng, times, words = np.random.default_rng(1), 80, {0.: [], 1.: []}

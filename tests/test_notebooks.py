@@ -6,9 +6,14 @@ from nbdev.test import test_nb as run_notebook
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 NOTEBOOKS = sorted(p for folder in ('.', 'datasets', 'methods', 'metrics') for p in (NBS/folder).glob('*.ipynb'))
+TOURS = 'operations', 'own_network'  # they export nothing: a whole way, on networks of some size
 
 
-@pytest.mark.parametrize('notebook', NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
+def case(page):
+    return pytest.param(page, id=page.relative_to(NBS).as_posix(), marks=[pytest.mark.slow] if page.stem in TOURS else [])
+
+
+@pytest.mark.parametrize('notebook', map(case, NOTEBOOKS))
 def test_notebook(notebook, monkeypatch, capfd):
     monkeypatch.setenv('IN_TEST', '1')  # run_notebook sets it for good, and nbdev_export does nothing where it is set
     passed, _ = run_notebook(notebook, skip_flags=['notest'])
