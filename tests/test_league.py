@@ -250,10 +250,11 @@ def test_few_lineages_or_one_original_have_no_vulnerable_images():
 
 def test_a_yardstick_that_ranks_no_unlearning_above_what_forgot_is_named():
     results = made_up(dict(gone=0., wide=0., overdone=0., kept=0.))
-    found = values(gone=(10, -2.5, 20), wide=(10, -1, 60), overdone=(-90, -1, 10), kept=(80, -1, 10), original=(100, 0, 0), reference=(0, 0, 5))
+    found = values(gone=(10, -2.5, 20), wide=(10, -1, 60), overdone=(-90, -1, 10), kept=(80, -1, 10), original=(100, 0, 0), reference=(0, 0, 5)).assign(lineages=8)
     rows = ['reference', 'gone', 'wide', 'overdone', 'kept', 'original']
     measured = pd.DataFrame({'small ↓': [0, 9, 9, 9, 9, 5.], 'large ↑': [9, 9, 1, 1, 1, 5.], 'F ↑': [Interval(v, v, v) for v in (1, 2, 9, 9, 9, 3)]}, rows)
     assert forgot(found) == ['gone']
+    assert forgot(found.assign(lineages=[7, 8, 8, 8, 8, 8])) == []  # it has lost a network
     table = misled(found, measured, results)
     assert table.iloc[:, 0].to_dict() == {'small ↓': 1, 'large ↑': 0, 'F ↑': 1} and table.columns[0].endswith('of 1 that forgot')
     assert table.iloc[:, 1].to_dict() == {'small ↓': 'Gone (-2.5)', 'large ↑': '', 'F ↑': 'Gone (-2.5)'}

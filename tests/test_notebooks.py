@@ -13,7 +13,7 @@ def case(page):
     return pytest.param(page, id=page.relative_to(NBS).as_posix(), marks=[pytest.mark.slow] if page.stem in TOURS else [])
 
 
-@pytest.mark.parametrize('notebook', map(case, NOTEBOOKS))
+@pytest.mark.parametrize('notebook', [*map(case, NOTEBOOKS)])
 def test_notebook(notebook, monkeypatch, capfd):
     monkeypatch.setenv('IN_TEST', '1')  # run_notebook sets it for good, and nbdev_export does nothing where it is set
     passed, _ = run_notebook(notebook, skip_flags=['notest'])

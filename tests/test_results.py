@@ -57,3 +57,14 @@ def test_verdicts_keep_their_level(table):
 
 
 def test_there_are_tables_of_verdicts(): assert len(VERDICTS) >= 2
+
+
+def test_what_was_computed_is_said_of_today(monkeypatch):
+    """The page's committed table and commands are those that its cells make of the copies as they are."""
+    monkeypatch.chdir(NBS)
+    cells, now = [c for c in nbformat.read('executed.ipynb', as_version=4).cells if c.cell_type == 'code'], {}
+    for c in cells: exec(c.source, now)
+    shown = '\n'.join(o.get('text') or o['data'].get('text/markdown', '') for c in cells for o in c.outputs)
+    assert len(now['rows']) == len(COPIES)
+    for row in now['rows']: assert now['line'](row) in shown, 'execute executed.ipynb anew'
+    for copy in now['copies'].values(): assert now['command'](copy) in shown, 'execute executed.ipynb anew'

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['BY_ITSELF', 'NONE', 'SHARES', 'LEFT', 'SHOWN', 'LAST', 'SPARES', 'BLACK', 'PAPER', 'WINDOW', 'WAYS', 'SPOTS',
            'CLEARLY', 'ONE', 'COMPARED', 'lineages', 'memory_of', 'league', 'idle', 'league_table', 'in_words',
-           'plot_images', 'unbeaten', 'plot_league', 'yardsticks', 'yardstick_table', 'agreement', 'forgot', 'misled',
-           'beside_one']
+           'plot_images', 'unbeaten', 'plot_league', 'yardsticks', 'yardstick_table', 'thinned', 'agreement', 'forgot',
+           'misled', 'beside_one']
 
 # %% ../nbs/92_league.ipynb #5f5d206e
 import re
@@ -218,9 +218,10 @@ def in_words(found: pd.DataFrame, results: Results) -> str:
         if not np.isfinite(found["size"][m].value): return ""
         return (f" (by AUC {of(m, 'memory_auc')} %, blind to sign {of(m, 'size')} %, "
                 f"of the tenth remembered most {of(m, 'tenth')} %)")
-    said = [f"Of the methods estimated within {SPARES} points of Retrain's test accuracy, "
-            f"{named(best)} leaves least in the mean over images: {of(best)} % of the memory"
-            f"{besides(best)}, at {of(best, 'TA', 1)} points."]
+    left = f"{of(best)} % of the memory{besides(best)}, at {of(best, 'TA', 1)} points."
+    within = f"within {SPARES} points of Retrain's test accuracy"
+    said = [f"Of the methods estimated {within}, {named(best)} leaves least in the mean over images: {left}"
+            if others else f"Only {named(best)} is estimated {within}; it leaves {left}"]
     for m in others[:1]:
         said.append(f"Next: {named(m)}, {of(m)} %{besides(m)}, at {of(m, 'TA', 1)} points.")
     if found["size"][best].low > max(abs(x) for x in found.memory_auc[best]):
@@ -410,7 +411,10 @@ def yardstick_table(measured: pd.DataFrame, results: Results) -> pd.DataFrame:
     "`yardsticks` in words."
     def digits(column): return 2 if column.startswith(("F ↑", "KLOM", "ToW")) else 1
     table = measured.apply(lambda column: column.map(lambda v: _cell(v, digits(column.name))))
-    return table.rename(index=_titles(results)).rename_axis(index=None, columns=origin(results))
+    def named(m):
+        n, K = len(results.answers[m].seeds), results.facts["K"]
+        return _titles(results)[m] + (f" ({n} of {K} networks)" if 1 < n < K else "")
+    return table.rename(index=named).rename_axis(index=None, columns=origin(results))
 
 # %% ../nbs/92_league.ipynb #90ce1469
 def _goodness(measured) -> pd.DataFrame:
@@ -418,10 +422,15 @@ def _goodness(measured) -> pd.DataFrame:
     numbers = measured.map(lambda v: float(v.value if isinstance(v, Interval) else v))
     return numbers.assign(**{c: -numbers[c] for c in numbers if c.endswith("↓")})
 
+def thinned(found) -> list:
+    "Methods that have lost networks."
+    return [m for m in found.index if m not in BY_ITSELF and found.lineages[m] < found.lineages.max()]
+
 def agreement(found: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    "Rank correlations of the yardsticks over No Unlearning and the methods that changed anything."
+    "Rank correlations of the yardsticks over No Unlearning and the whole methods that changed anything."
+    out = ["reference", *idle(found), *thinned(found)]
     # F / ceiling ranks alike
-    scores = measured.drop(["reference", *idle(found)], errors="ignore").drop(columns="F ↑", errors="ignore")
+    scores = measured.drop(out, errors="ignore").drop(columns="F ↑", errors="ignore")
     scores["|memory left| ↓"] = [abs(found.memory[m].value) if m in found.index else np.nan
                                  for m in scores.index]
     scores["blind to sign ↓"] = [found["size"].get(m, NONE).value for m in scores.index]
@@ -432,8 +441,8 @@ def agreement(found: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
 CLEARLY = 50
 
 def forgot(found: pd.DataFrame) -> list:
-    "Methods with clearly less memory left than No Unlearning."
-    methods = found.drop([m for m in BY_ITSELF if m in found.index]).memory
+    "Whole methods with clearly less memory left than No Unlearning."
+    methods = found.drop([m for m in (*BY_ITSELF, *thinned(found)) if m in found.index]).memory
     return [m for m, v in methods.items() if v.low > -CLEARLY and v.high < CLEARLY]
 
 def _placed_below(found, measured) -> dict:

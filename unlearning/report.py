@@ -197,6 +197,12 @@ def _machine(f) -> str:
             f"one thread a network. Python {e['python']}, torch {e['torch']}, "
             f"numpy {e['numpy']}, unlearning {e['unlearning']}.")
 
+def _took(results) -> str:
+    "Hours of its networks (seconds of a process, or of the clock on a GPU), without measuring them."
+    seconds = [*results.networks.seconds, *results.beside.seconds]  # of a given original nobody knows
+    unit = "core" if results.facts["device"] == "cpu" else "GPU"
+    return f" Its {len(seconds):,} networks took {np.nansum(seconds) / 3600:.2g} {unit} hours."
+
 def _called(results, row): return results.facts["beside"].get(row) or title(results, row)
 
 def _lost(results) -> str:
@@ -208,7 +214,7 @@ def _lost(results) -> str:
 ORIGINALS = dict(one="one original", each="an original of its own for each")
 
 def protocol(results: Results) -> str:
-    "One paragraph: data, sizes, network, training, K, attack, hardware and versions."
+    "One paragraph: data, sizes, network, training, K, attack, hardware, versions and hours."
     f = results.facts
     shadow = (f"{f['samples']:,} shadow images a side" if f["samples"]
               else "as many shadow images a side as there are")
@@ -219,7 +225,7 @@ def protocol(results: Results) -> str:
             f"{f['K']} seeds of each method on {original}; ± is the standard deviation over seeds, "
             f"for the mean gap its bootstrap standard error.{_beside_methods(f)}{_repairs(f)} "
             f"SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
-            f"{_machine(f)}{_lost(results)}{_collapsed(results)}")
+            f"{_machine(f)}{_took(results)}{_lost(results)}{_collapsed(results)}")
 
 # %% ../nbs/90_report.ipynb #03c3d5b9
 def _collapsed(results):

@@ -72,7 +72,7 @@ def toctree(entries, *options):
 def add_navigation(home, headings, experiments):
     "All pages in order, floor by floor."
     def of(names): return [(n, headings[n]) for n in names]
-    floors = {"Start": [*of(["glossary", "own_network", "operations", "paper_arithmetic"]), ("data/README", "Data on disk"),
+    floors = {"Start": [*of(["glossary", "own_network", "operations", "executed", "paper_arithmetic"]), ("data/README", "Data on disk"),
                         ("CONTRIBUTING", "Contributing")]}
     ends = [*list(FLOORS)[1:], 100]
     numbered = sorted((n for n in headings if number(n) is not None), key=number)
