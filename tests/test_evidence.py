@@ -372,7 +372,7 @@ PLAIN = ev.Evidence(LIKE, SURE, LIKE, LIKE, SURE, 30., Interval(7., -20., 30.))
     (dict(smallest=101.), UNDECIDABLE, ('too few', 'even if all', 'references')),
     (dict(memory=LIKE), UNDECIDABLE, ('nothing was remembered', 'references')),
     (dict(memory=replace(SURE, auc=Interval(35., 30., 40.)), smallest=np.inf), UNDECIDABLE, ('nothing was remembered',)),
-    (dict(kind=replace(SURE, p=UNLIKE / 2), after=SURE), UNDECIDABLE, ('unlike the test images', 'more surely than retained', 'comparable', 'references')),
+    (dict(kind=replace(SURE, p=UNLIKE / 2), after=SURE), UNDECIDABLE, ('unlike the others of their classes', 'more surely than these', 'comparable', 'references')),
     (dict(kind=replace(SURE, auc=Interval(35., 30., 40.))), UNDECIDABLE, ('unlike', 'less surely than retained')),
     (dict(kind=replace(SURE, p=UNLIKE)), NONE, ()),
     (dict(kind=None, after_retain=None), NONE, ()),

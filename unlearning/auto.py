@@ -194,14 +194,14 @@ RANGES = {
                                  push=FloatDistribution(1., 2.),
                                  spread=FloatDistribution(0.5, 2.2)),
     "gradient_surgery": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(2e-5, 1e-2)),
-    "random_labels": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(1e-3, 0.3)),
+    "random_labels": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(2e-5, 0.3)),
     "finetune": REPAIR}
 DELETING = ("soft_unseen", "gradient_surgery", "finetune")
 RELABELLING = ("random_labels", "gradient_surgery", "finetune")
 
 # %% ../nbs/94_auto.ipynb #4790f02d
 def _starts(method) -> list:
-    "The numbers that a method has by itself, of those in its ranges; then at a fifth of its rate, a 25th, a 125th."
+    "A method's own numbers, of those in its ranges; then at a fifth of its rate, a 25th, a 125th, or the range's least."
     parameters = inspect.signature(WITHIN[method]).parameters
     own = {name: parameters[name].default for name in RANGES[method]}
     rate = "erase_lr" if "erase_lr" in own else "lr"
@@ -259,7 +259,7 @@ class Found:
 
 # %% ../nbs/94_auto.ipynb #8e8c5696
 NO_TRIAL = ("none of {} trials came to an end: {}. Allow a larger share, "
-            "or check learning rate and batch size of `training`, by which all rates are measured")
+            "or check learning rate and batch size of `training`, by which repairs' rates are measured")
 LEAST_HARM = ("none of {} trials kept test accuracy within {:.1f} points each time: "
               "this one lost {:.1f} on average")
 UNSTEADY = ("the best of {} trials kept test accuracy within {:.1f} points at first, "
@@ -308,7 +308,7 @@ def auto(
     model,                 # the original
     split: Split,          # the request
     unseen: Images,        # images that nobody was trained on, of the same classes: a half of test, see `halves`
-    training: Training,    # how the original was trained: rates, batches and the budget are measured by it
+    training: Training,    # how the original was trained: repairs' rates, batches and the budget are measured by it
     share: float = 0.05,   # of a training's image passes that unlearning may take
     max_test_drop: float = 1.,  # points of accuracy
     wrong_labels: bool = False, # are the images named because their labels are wrong?

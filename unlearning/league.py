@@ -457,7 +457,7 @@ def _placed_below(found, measured) -> dict:
 ONE = 'No Unlearning is one network and has no rank: run the study with originals="each"'
 
 def misled(found: pd.DataFrame, measured: pd.DataFrame, results: Results) -> pd.DataFrame:
-    "Yardsticks that rank No Unlearning above methods that `forgot`: how many of them, and which."
+    "Yardsticks that rank No Unlearning above methods that `forgot`: how many, and which; none did: no rows."
     if "original" not in measured.index: raise ValueError(ONE)
     def named(m): return f"{title(results, m)} ({found.TA[m].value:+.1f})"
     below = _placed_below(found, measured)
@@ -465,7 +465,8 @@ def misled(found: pd.DataFrame, measured: pd.DataFrame, results: Results) -> pd.
     names = {c: ", ".join(map(named, rows)) for c, rows in below.items()}
     counted, which = f"ranked below, of {len(forgot(found))} that forgot", "which (TA − Retrain)"
     table = pd.DataFrame({counted: counts, which: names})
-    return table.loc[[*below]].rename_axis(index=None, columns=origin(results))
+    asked = [*below] if forgot(found) else []
+    return table.loc[asked].rename_axis(index=None, columns=origin(results))
 
 # %% ../nbs/92_league.ipynb #2b7647ec
 COMPARED = ("MIA gap, points ↓", "F / ceiling, % ↑", "U-LiRA, % right ↓", "KLOM forget ↓", "ToW ↑")

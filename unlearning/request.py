@@ -195,7 +195,7 @@ class Request:
     "What must go, out of which network, and what may be lost. `ValueError`: settings that cannot be."
     model: nn.Module              # as it is served: from normalised images to logits
     split: Split                  # `forget` is what must go
-    training: Training            # how the network was trained: rates, batches and the budget are measured by it
+    training: Training            # how the network was trained: repairs' rates, batches and budget are measured by it
     recipe: Recipe | str = "auto" # or: searched for on pseudo requests, see `94_auto`
     accuracy: float | None = None # on test, percent, as the owner knows it; None: no word
     budget: float = 5.            # percent of a training's image passes that unlearning may take
@@ -389,7 +389,7 @@ def once(images: Images) -> Images:
     return images[np.sort(np.unique([h.hex() for h in copy_hashes(images)], return_index=True)[1])]
 
 # %% ../nbs/95_request.ipynb #3b7d11e5
-NEARLY = 0.98  # correlation of thumbnails; of a thousand images of CIFAR-10 no two are so much alike
+NEARLY = 0.98  # correlation of thumbnails
 SOME = 5000  # unseen images, at most, by which that is decided
 ALIKE_BY_NATURE = 0.01  # share of unseen images: handwritten ones, say, are alike without being copies
 

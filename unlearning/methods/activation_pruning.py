@@ -9,7 +9,7 @@ __all__ = ['mean_activations', 'PruneActivations', 'PruneOwn', 'activation_pruni
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
-from ..activations import mask_activations, place_masks, watch_activations
+from ..activations import mask_activations, masks, place_masks, watch_activations
 from ..images import Images, batches
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Edit, Recipe, Repair
@@ -42,12 +42,13 @@ class PruneActivations(Edit):
         return mean_activations(run.student.eval(), run.split.forget)
 
     def edit(self, run):
+        off = {name: ~m.mask for name, m in masks(run.student).items() if m.mask is not None}
         means = self.driven(run)
+        means |= {name: means[name].masked_fill(cut, means[name].min()) for name, cut in off.items()}
         keep = np.linspace(self.first, self.last, len(means)).tolist()
-        masks = {name: mean <= torch.quantile(mean, q)
-                 for (name, mean), q in zip(means.items(), keep)}
-        mask_activations(run.student, masks)
-        return sum((~mask).sum().item() for mask in masks.values())
+        on = {name: mean <= torch.quantile(mean, q) for (name, mean), q in zip(means.items(), keep)}
+        mask_activations(run.student, on)
+        return sum((~mask).sum().item() for mask in on.values())
 
 # %% ../../nbs/methods/46_activation_pruning.ipynb #b37099e6
 @dataclass(frozen=True, kw_only=True)

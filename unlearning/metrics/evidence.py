@@ -409,9 +409,9 @@ REFERENCES = "references: networks retrained without them"
 
 def _unlike(e):
     if e.kind is None or e.kind.p >= UNLIKE: return ""
-    return ("the forgotten images are unlike the test images. The original was trained on them "
-            f"as on the retained ones, and yet answered them {_how(e.kind)} "
-            f"than retained images of the same classes {_figures(e.kind)}. "
+    return ("the forgotten images are unlike the others of their classes, so test images are no "
+            "yardstick for them. The original was trained on them as on the retained ones, and yet "
+            f"answered them {_how(e.kind)} than these {_figures(e.kind)}. "
             "What would help: images of their kind that were never trained on, "
             f"named as comparable, or {REFERENCES}.")
 

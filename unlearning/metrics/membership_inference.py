@@ -84,11 +84,12 @@ CELLS = 128  # cells a class to begin with
 LANDMARKS, MISSED = 128, 1e-6
 
 def _features(centres):
-    "A map to the φ of the RBF kernel with γ = 1 / columns; its landmarks are some of the centres of cells."
+    "A map to the φ of the RBF kernel with γ = 1 / columns, by landmarks among the centres; None: they are too few."
     gamma = 1 / centres.shape[1]
     # numbers from 1, the farthest first
     _, order, rank, _ = dpstrf(rbf_kernel(centres, gamma=gamma), tol=MISSED)
-    landmarks = centres[order[:min(rank, LANDMARKS)] - 1]
+    if rank > LANDMARKS: return None
+    landmarks = centres[order[:rank] - 1]
     return Nystroem(gamma=gamma, n_components=len(landmarks), random_state=0).fit(landmarks)
 
 # %% ../../nbs/metrics/71_membership_inference.ipynb #7fa4b2c9
@@ -123,11 +124,10 @@ def nonmembers(member, nonmember, asked, exact=False):
     "Which rows of `asked` an RBF SVC calls non-members, having learned from the rows of the other two."
     x, target = (np.concatenate([member, nonmember]),
                  np.repeat([-1, 1], [len(member), len(nonmember)]))
-    if exact or len(member) <= PLAIN_UP_TO:
-        return SVC(C=3, gamma="auto").fit(x, target).decision_function(asked) > ROUNDING
     of_members, of_others = _cells(member, CELLS), _cells(nonmember, CELLS)
     cell = np.concatenate([of_members, of_members.max() + 1 + of_others])
-    phi = _features(_averages(x, cell)[0])
+    phi = None if exact or len(member) <= PLAIN_UP_TO else _features(_averages(x, cell)[0])
+    if phi is None: return SVC(C=3, gamma="auto").fit(x, target).decision_function(asked) > ROUNDING
     w, b = _refined(phi.transform(x), target, cell)
     return phi.transform(asked) @ w + b > ROUNDING
 

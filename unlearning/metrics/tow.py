@@ -23,6 +23,8 @@ def _gaps(U, R, first):
                          "expected three parts of the same seeds, two at least")
     if not all((0 <= x).all() and (x <= 100).all() for x in (u, r)):
         raise ValueError("a value lies outside 0 … 100: expected percent")
+    if (most := max(u.max(), r.max())) <= 1:
+        raise ValueError(f"the largest value is {most:g}: expected percent, so multiply fractions by 100")
     return np.abs(u - r) / 100
 
 # %% ../../nbs/metrics/77_tow.ipynb #e6382fb3

@@ -107,4 +107,6 @@ def ulira_apart(
                          "expected six lineages at least, an original for each of U")
     chosen, (U, R) = (vulnerable(O[::2], R[::2], share),
                       _checked(U[1::2], R[1::2], ("unlearned", "retrained"), 3))
+    if chosen.all():
+        raise ValueError(f"share is {share}, of {len(chosen)} images: some have to be the others")
     return ulira(U[:, chosen], R[:, chosen]), ulira(U[:, ~chosen], R[:, ~chosen])
