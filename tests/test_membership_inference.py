@@ -81,6 +81,15 @@ def test_short_cut_stays_with_the_plain_machine(seed, setting):
         assert got[name] == pytest.approx(want[name], abs=0.1 + 1e-9), name
 
 
+@pytest.mark.parametrize('span', [30, 400])
+def test_where_the_kernel_reaches_too_few_the_machine_is_the_plain_one(span):
+    """As of modified entropy: twice the margin of a network without weight decay."""
+    rng = np.random.default_rng(0)
+    member, other, asked = (scale * rng.exponential(size=(1500, 1)) for scale in (span / 4, span, span))
+    want = SVC(C=3, gamma='auto').fit(np.concatenate([member, other]), np.repeat([-1, 1], 1500)).predict(asked) > 0
+    assert (mi.nonmembers(member, other, asked) == want).mean() > 0.999
+
+
 def fits_of(monkeypatch):
     "A list that will hold the rows of every machine that is fitted."
     rows = []
@@ -108,8 +117,9 @@ def test_no_fit_more_than_the_cells_need(monkeypatch):
 def test_only_as_many_landmarks_as_the_kernel_needs():
     rng = np.random.default_rng(0)
     one, ten, spread = rng.random((1000, 1)), rng.dirichlet(np.ones(10), 1000), rng.normal(size=(1000, 10))
-    landmarks = [len(mi._features(x).components_) for x in (np.zeros((50, 2)), one, ten, spread)]
-    assert landmarks[0] == 1 and landmarks[1] < 10 < landmarks[2] <= landmarks[3] == mi.LANDMARKS
+    landmarks = [len(mi._features(x).components_) for x in (np.zeros((50, 2)), one, ten)]
+    assert landmarks[0] == 1 and landmarks[1] < 10 < landmarks[2] <= mi.LANDMARKS
+    assert mi._features(spread) is None  # they would be too few
     for x in (one, ten):
         phi = mi._features(x).transform(x)
         np.testing.assert_allclose(phi @ phi.T, rbf_kernel(x, gamma=1 / x.shape[1]), atol=1e-4)
