@@ -88,10 +88,10 @@ class NeighbourRepair(Repair):
             raise ValueError(f"bound {self.bound}, attack_steps {self.attack_steps} and "
                              f"radii {self.radii} all have to be above 0")
 
-    def size(self, split):  # all are mistaken
+    def size(self, split):  # if all are mistaken
         return len(split.retain) + (1 + self.with_forget) * len(split.forget)
 
-    def images(self, split):  # at most, but for one look at each radius: a step is there and back, and a look
+    def images(self, split):  # at most: a step is a pass and a look (one look a radius is left out)
         return super().images(split) + 4 / 3 * self.attack_steps * self.radii * len(split.forget)
 
     def data(self, run):

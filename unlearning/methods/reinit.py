@@ -32,6 +32,7 @@ def loss_gradient(
 # %% ../../nbs/methods/50_reinit.ipynb #2978a9d6
 def smallest(values: torch.Tensor, share: float):
     "A mask of the `share` of the values that are smallest; rounded to whole values."
+    if not 0 <= share <= 1: raise ValueError(f"share is {share}: use 0 to 1 (0.3 for 30 %)")
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     mask[values.flatten().topk(round(share * len(mask)), largest=False).indices] = True
     return mask.view(values.shape)
@@ -77,6 +78,7 @@ class SlowKept(Constraint):
 
     def gradients(self, run):
         for weight, reset in run.memory.get(Reinit, {}).items():
+            if weight.grad is None: continue  # the loss does not reach it: an unused head, say
             weight.grad.mul_(torch.where(reset, 1., self.factor))
 
 # %% ../../nbs/methods/50_reinit.ipynb #a7eda79e

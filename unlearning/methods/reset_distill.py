@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from .scrub import distillation
-from ..models import outputs
+from ..models import outputs, reset_modules
 from ..training import Training
 from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, stream,
                                  trained_layers)
 
 # %% ../../nbs/methods/58_reset_distill.ipynb #b695fc36
 def ends(model) -> dict:  # by name
-    "The first convolution and the last linear layer that may be trained. `ValueError` where one is missing."
+    "First convolution and last linear layer, as registered, that may be trained. `ValueError`: one is missing."
     def of(kind, what, only):
         if found := trained_layers(model, kind, only=only): return found
         raise ValueError(f"the network has no {what} that may be trained: ResetEnds needs one")
@@ -31,9 +31,11 @@ class ResetEnds(Edit):
     def images(self, split): return 0  # it looks at none
     def start(self, run): ends(run.student)
 
+    @torch.no_grad()
     def edit(self, run):
-        for layer in ends(run.student).values(): layer.reset_parameters()
-        return sum(p.numel() for layer in ends(run.student).values() for p in layer.parameters())
+        layers = ends(run.student).values()
+        for layer in layers: reset_modules(layer)  # a frozen bias stays
+        return sum(p.numel() for layer in layers for p in layer.parameters() if p.requires_grad)
 
 # %% ../../nbs/methods/58_reset_distill.ipynb #feca815d
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class PartRepair(Repair):
     "A repair on the images that were held out, or on the rest."
     hold_out: HoldOut = HoldOut()
     which: str = "held out"  # or "the rest"
+
+    def __post_init__(self):
+        if self.which not in ("held out", "the rest"):
+            raise ValueError(f"which is {self.which!r}: use 'held out' or 'the rest'")
 
     def size(self, split):
         held = self.hold_out.size(split)

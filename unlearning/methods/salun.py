@@ -17,6 +17,7 @@ from ..unlearn import Constraint, Erase, ForgetLoss, Recipe, Repair
 # %% ../../nbs/methods/52_salun.ipynb #ce244f5d
 def most_salient(gradient: list, share: float) -> list:
     "Masks of the `share` of all entries of a list of tensors that are largest by magnitude."
+    if not 0 <= share <= 1: raise ValueError(f"share is {share}: use 0 to 1 (0.5 for 50 %)")
     flat = torch.cat([g.abs().flatten() for g in gradient])
     top = torch.zeros_like(flat, dtype=torch.bool)
     top[flat.topk(round(share * len(flat))).indices] = True

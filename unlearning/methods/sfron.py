@@ -24,7 +24,7 @@ class AscendUnlearned(ForgetLoss):
 
     def __call__(self, run, forget, retain):
         each = F.cross_entropy(outputs(run.student, forget.x), forget.y, reduction="none")
-        weight = 1 / (each.detach()**self.power + 1e-15)
+        weight = each.detach().clamp(min=1e-6)**-self.power  # of a loss of 0 it would be all there is
         now = self.alpha * (1 + math.cos(math.pi * run.done)) / 2
         return -now * (weight * each).sum() / weight.sum()
 
@@ -64,7 +64,7 @@ class SalientThenRetain(Descend):
 def sfron(
     *, alpha: float = 25., power: float = 0.5, ratio: float = 1., max_norm: float = 7.,
     retain_steps: int = 5, looked: int | None = None,
-    # 1,500 steps on retain: of 5,000 images to forget, eight passes
+    # some 1,500 steps on retain: of 5,000 images to forget, eight passes
     erase: dict = dict(passes=8, batch_size=128, lr=0.01, momentum=0.9,
                        weight_decay=5e-4, schedule="cosine"),
     source: str = "Huang et al., 2024 (K1nght/Unified-Unlearning-w-Remain-Geometry)",
