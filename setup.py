@@ -23,7 +23,8 @@ setup(
                  f"Natural Language :: {cfg['language']}", 'Programming Language :: Python :: 3'],
     packages=find_packages(include=['unlearning', 'unlearning.*']),
     package_data={'unlearning': ['*.csv', '*.jinja', '*.mplstyle']},
-    python_requires='>=' + cfg['min_python'],
+    # From 3.14 on a notebook's annotations, which say what its parameters are, lie elsewhere.
+    python_requires='>=' + cfg['min_python'] + ', <3.14',
     install_requires=cfg['requirements'].split(),
     # The tests run a cluster too.
     extras_require={'cluster': cfg['cluster_requirements'].split(), 'dev': (cfg['cluster_requirements'] + cfg['dev_requirements']).split()},

@@ -188,6 +188,7 @@ def find_logits(out) -> torch.Tensor:
     # a single number is a loss, say
     tensors = [v for v in _inside(out) if isinstance(v, torch.Tensor) and v.ndim]
     rows = {tuple(t.shape) for t in tensors if t.ndim == 2 and len(t) == len(tensors[0])}
+    if rows: rows.add(tuple(tensors[0].shape))
     if len(rows) > 1 and not isinstance(out, Mapping):  # features and logits, say
         raise TypeError("which are the logits? "
                         f"The network returned a {type(out).__name__} of {sorted(rows)}: "

@@ -383,7 +383,7 @@ def named_points(ax, x, y, names):
 
 # %% ../nbs/90_report.ipynb #e4a40cc9
 def plot_tradeoff(results: Results):
-    "Test accuracy against Retrain's, over F in percent of its ceiling; the area of a disc is the time."
+    "Test accuracy against Retrain's, over F in percent of its ceiling; a larger disc took longer."
     rows, (fig, ((ax,),)) = summary(results), panels(height=4.5)
     s = rows.loc[unlearned(results)].dropna(subset=["F_paper", "ceiling_paper"])  # neither need be there
     if s.empty: return signed(fig, results)
@@ -505,7 +505,7 @@ def _bars(ax, values, label, color):
     ax.invert_yaxis()
 
 def plot_beside_paper(results: Results, dataset: str):
-    "Mean MIA gap, ours and the paper's; F each on an axis of its own: it depends on K and on f, which differ."
+    "Mean MIA gap, ours and the paper's; F each on an axis of its own: it depends on K, which differs."
     table = beside_paper(results, dataset).drop("Retrain")
     fig, (axes,) = panels(3, 3.6)
     _bars(axes[0], table["mean MIA gap"], "mean MIA gap [points]", ["black", "silver"])

@@ -226,7 +226,8 @@ def _owner(model, settings, seed, images):
     for name, t in tensors.items():
         digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + _bytes(t))
     hash_images(digest, "images", images)  # pixels too, and what normalises them
-    augment = [getattr(a, "__qualname__", a) for a in settings.augment]
+    augment = [a if isinstance(a, str) else getattr(a, "__qualname__", type(a).__qualname__)
+               for a in settings.augment]
     return [asdict(settings) | dict(augment=augment), seed, digest.hexdigest()]
 
 def _bytes(t): return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
