@@ -351,7 +351,7 @@ def test_both_are_drawn():
 # D14: options
 
 @pytest.mark.parametrize('dataset, options, says', [
-    ('digits', dict(image_size=32), 'digits takes no image_size=.*root, forget, seed, val and subset.*its own options are mean, std; image_size belongs to folder, celeba'),
+    ('digits', dict(image_size=32), 'digits takes no image_size=.*root, forget, seed, val, subset and copies.*its own options are mean, std; image_size belongs to folder, celeba'),
     ('digits', dict(sede=3), 'digits takes no sede='), ('folder', dict(attributes=('Male',)), 'folder takes no attributes=.*its own options are .*image_size.*attributes belongs to celeba'), ('celeba', dict(size=32), 'celeba takes no size=.*image_size, attributes, cache'),
     ('writers', dict(image_size=28), 'writers takes no image_size=')])
 def test_options_of_another_data_set(dataset, options, says):
