@@ -208,7 +208,7 @@ def test_a_folder_that_begins_as_a_comment_does(letters, tmp_path, name, text):
 
 
 @pytest.mark.parametrize('who, numbers', [
-    (['7', '8'] * 4, [7, 8] * 4), (['007', '7'] * 4, [0, 1] * 4), (['Müller', 'Mu\u0308ller', 'Ada  L', ' Ada L'] * 2, [1, 1, 0, 0] * 2)])
+    (['7', '8'] * 4, [7, 8] * 4), (['007', '010'] * 4, [7, 10] * 4), (['7.0', '10.0'] * 4, [7, 10] * 4), (['007', '7'] * 4, [0, 1] * 4), (['Müller', 'Mu\u0308ller', 'Ada  L', ' Ada L'] * 2, [1, 1, 0, 0] * 2)])
 def test_people_are_who_the_list_says(letters, tmp_path, who, numbers):
     (path := tmp_path/'people.csv').write_text('path,identity\n' + ''.join(f'{p},{w}\n' for p, w in zip(letters.paths, who)))
     assert with_identities(letters, path).train.identities.tolist() == numbers
