@@ -269,6 +269,7 @@ def test_a_subset_of_a_folder_has_the_names_of_its_own_files(tree_of_pngs):
     subset = Subset(Subset(tree_of_pngs, torch.arange(39, 9, -1)), [5, 0, 29])
     source = from_dataset(subset, tree_of_pngs)
     assert source.paths == [files[34], files[39], files[10]] and source.folder == Path(tree_of_pngs.root).resolve()
+    assert source.classes == ('cat', 'dog') and from_dataset(subset, tree_of_pngs, np.array(['a', 'b'])).classes == ('a', 'b')
     assert load_split(source, forget=[files[39]]).forget.indices.tolist() == [1]
     assert load_split(source, forget=[str(source.folder/files[39])]).forget.indices.tolist() == [1]
     assert from_dataset(Subset(tree_of_pngs, [5, 5, 39]), tree_of_pngs).paths is None  # a name for each, or none

@@ -69,6 +69,7 @@ def augmentations(
     names,   # names in AUGMENTATIONS, and functions (x, rng) -> x of a batch of pixels in [0, 1]
 ) -> tuple:  # functions, in the same order
     "The functions behind the names. `ValueError` on an unknown one."
+    if isinstance(names, str): raise ValueError(f"augment is {names!r}: pass a list, [{names!r}]")
     unknown = [f for f in names if not callable(f) and f not in list(AUGMENTATIONS)]
     known = ", ".join(AUGMENTATIONS)
     if unknown: raise ValueError(f"unknown augmentation {unknown[0]!r}: the known ones are {known}")

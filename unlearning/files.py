@@ -36,7 +36,8 @@ def checksum(arrays: dict, text: str) -> str:
 # %% ../nbs/00_files.ipynb #4cb93cfe
 def write_arrays(path, arrays: dict, facts):
     "Write arrays, and facts as JSON, to one safetensors file. `OSError` if the disk does not take it."
-    arrays, text = {k: np.asarray(v, order="C") for k, v in arrays.items()}, json.dumps(facts)
+    def plain(v): return np.asarray(v, dtype=v.dtype.newbyteorder("="), order="C")  # the machine's bytes
+    arrays, text = {k: plain(np.asarray(v)) for k, v in arrays.items()}, json.dumps(facts)
     data = save(arrays, metadata={"record": text, "checksum": checksum(arrays, text)})
     with write_whole(path) as part: part.write_bytes(data)
 

@@ -577,7 +577,7 @@ def read_split(path) -> Split:
 
 @lru_cache(maxsize=2)
 def shared_split(path: str, device: str = "cpu") -> Split:
-    "The split in a file, read once a process however often it is asked for."
+    "The split in a file; a process keeps the two asked for last."
     split = read_split(path)
     if device == "cpu": return split
     moved = split.to(device)

@@ -70,7 +70,7 @@ def as_share(value):
     share = float(percent[1]) / 100 if percent else float(value)
     if 0 < share < 1: return share
     count = (f", and a count as {int(share)}, without a point"
-             if share.is_integer() and share > 0 else "")
+             if not percent and share.is_integer() and share > 0 else "")
     raise ValueError(f"a share of {value} does not lie between 0 and 1: "
                      f"write a tenth as 0.1 or '10%'{count}")
 
@@ -524,7 +524,7 @@ def _divide_people(source: Source, request, seed, val, subset) -> Split:
 # %% ../nbs/19_load.ipynb #53f48fcc
 SOURCES = {"digits": digits, "cifar10": cifar10, "cifar10n": cifar10n, "folder": image_folder,
            "celeba": celeba, "writers": writers}
-OURS = "root, forget, seed, val and subset"  # what every data set takes
+OURS = "root, forget, seed, val, subset and copies"  # what every data set takes
 
 # %% ../nbs/19_load.ipynb #bb54527e
 def options_of(dataset: str) -> dict:
@@ -775,14 +775,16 @@ def with_truth(
 NOBODY = ("", "-1", "?", "-", "unknown", "none", "nan", "null", "n/a")
 
 def _numbered(who, places) -> list:
-    "Numbers of people as they are, if all are; else names, alike but for blanks and composed letters, by the alphabet."
+    "Numbers of people as they are, if all are; else names, alike but for blanks and composed letters, as `sorted` orders them."
     names = [" ".join(unicodedata.normalize("NFC", text).split()) for text in who]
     for name, place in zip(names, places):
         if name.casefold() in NOBODY:
             raise ValueError(f"{place}, says {name!r}: "
                              "people whom nobody knows are not one person; give each a name")
-    if all(re.fullmatch(r"0|[1-9][0-9]{0,15}", name) for name in names):
-        return [int(name) for name in names]
+    found = [re.fullmatch(r"([0-9]{1,18})(\.0*)?", name) for name in names]  # 7, 007 or 7.0
+    numbers = [int(number[1]) for number in found if number]
+    # "07" beside "7" are two names
+    if len(numbers) == len(names) and len(set(numbers)) == len(set(names)): return numbers
     if len(set(names)) > len(set(map(str.casefold, names))):
         warnings.warn("some names of people differ only in case")
     return np.unique(names, return_inverse=True)[1].tolist()
@@ -791,7 +793,7 @@ def _numbered(who, places) -> list:
 def with_identities(
     source: Source,
     path,                       # of the list (.csv or .tsv): every training image, and who is on it
-    column: str = "identity",   # the one with the people: numbers; names are numbered in the order of the alphabet
+    column: str = "identity",   # the one with the people: numbers; names are numbered as `sorted` orders them
 ) -> Source:
     "The data set, knowing whose each training image is. `ValueError`: images of which the list does not say it."
     at, who, places = zip(*listed(source, path, column))

@@ -95,11 +95,11 @@ _ARRAYS = [np.ndarray, np.dtype, np._core.multiarray._reconstruct,
 def _published(path) -> dict:  # arrays by name
     "What `torch.save` wrote, if it is nothing but arrays. `ValueError` otherwise."
     try:
-        with torch.serialization.safe_globals(_ARRAYS): return torch.load(path, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e:
-        why = str(e).splitlines()[0]
-        raise ValueError(f"{path} is not the published file ({why}): "
-                         f"{_get_cifar10n(path.parent)}") from e
+        with torch.serialization.safe_globals(_ARRAYS): found = torch.load(path, weights_only=True)
+        if isinstance(found, dict) and all(isinstance(v, np.ndarray) for v in found.values()): return found
+        why = "no arrays by name"
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as e: why = str(e).splitlines()[0]
+    raise ValueError(f"{path} is not the published file ({why}): {_get_cifar10n(path.parent)}")
 
 def _get_cifar10n(folder):
     return ("put CIFAR-10_human.pt of https://github.com/UCSC-REAL/cifar-10-100n (CC BY-NC 4.0) "

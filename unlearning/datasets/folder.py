@@ -82,7 +82,8 @@ def list_part(folder: Path) -> Part:
     classes = in_order([p.name for p in seen if p.is_dir()])
     files = [image_files(folder / name, left) for name in classes]
     if empty := [name for name, those in zip(classes, files) if not those]:
-        why = what_is_left(left) or "its folder is empty"
+        image_files(folder / empty[0], its := Counter())
+        why = what_is_left(its) or "its folder is empty"
         raise ValueError(f"{folder} has a class without images, {empty[0]!r} ({why}): "
                          "add images, or remove its folder")
     targets = [label for label, those in enumerate(files) for _ in those]

@@ -52,7 +52,7 @@ def pair(dataset, i: int) -> tuple:
 
 def as_label(label, i: int) -> int:
     "A class number. `ValueError` on anything else."
-    value = np.asarray(label)
+    value = np.asarray(label.detach().cpu() if torch.is_tensor(label) else label)
     if value.dtype.kind in "iu" and value.size == 1 and value.item() >= 0: return value.item()
     raise ValueError(f"the label of item {i} is {label!r}: it should be a class number, 0, 1, …")
 
@@ -288,8 +288,9 @@ def from_dataset(
     else: mean, std = _as_they_are(values) if values.normalised else channel_statistics(source)
     made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std)
             for k, (x, y) in pixels.items()}
-    names = class_names(classes or getattr(train, "classes", None), made["train"], made["test"])
     root = whole(train)
+    named = getattr(root, "classes", None) if classes is None else [*classes]
+    names = class_names(named, made["train"], made["test"])
     folder = Path(root.root).resolve() if isinstance(root, DatasetFolder) else None
     return Source(name, made["train"], made["test"], names, val=made.get("val"),
                   paths=paths_of(train, paths), folder=folder)
