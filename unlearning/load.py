@@ -447,8 +447,8 @@ def _numbers(asked, what: str) -> list:
     "Whole numbers, from whatever holds them. `ValueError` names what is none."
     for v in (values := _flat(asked)):
         if isinstance(v, bool) or not isinstance(v, Integral):
-            raise ValueError(f"{what} {v!r} is no whole number: "
-                             "people and classes are named by theirs, such as 7")
+            raise ValueError(f"{what} {v!r} is no whole number: people and classes are named by theirs, "
+                             "such as 7 (names in a list of people are numbered from 0, sorted)")
     return [int(v) for v in values]
 
 # %% ../nbs/19_load.ipynb #841aa8dc
