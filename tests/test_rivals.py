@@ -107,7 +107,7 @@ def test_each_phase_moves_weights_and_statistics_only_in_train_mode(name, origin
 @each_rival
 def test_the_same_seed_gives_the_same_network_and_another_seed_another(name, original, split):
     one, again, other = (logits(unlearn(original, split, RIVALS[name], seed), split.test) for seed in (3, 3, 4))
-    assert torch.equal(one, again) and not torch.equal(one, other)
+    assert torch.equal(one, again) and torch.equal(one, other) == (name == 'ssd')  # which draws nothing
 
 
 @each_rival
