@@ -43,6 +43,14 @@ def test_readme_agrees_with_its_notebook(readme):
     assert {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in NBS.glob('images/index-*.png')} == pictures
 
 
+def test_readme_is_read_in_a_few_minutes():
+    """Under 700 words: without its tables, the code, and what a link or a picture's text hides."""
+    text, _ = (ROOT/'README.md').read_text(encoding='utf-8').split('## The map')
+    for hidden in (r'<!--.*?-->', r'<table.*?</table>', r'```.*?```', r'^    [^\n]*$', r'!\[.*?\]\(.*?\)', r'\]\([^)]*\)'):
+        text = re.sub(hidden, '', text, flags=re.S | re.M)
+    assert len(text.split()) < 700
+
+
 def test_readme_links_lead_somewhere():
     links = re.findall(r'\]\((?![a-z]+:|#)([^)\s#]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
     assert links and [link for link in links if not (ROOT/link).exists()] == []
