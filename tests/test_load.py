@@ -214,6 +214,18 @@ def test_people_are_who_the_list_says(letters, tmp_path, who, numbers):
     assert with_identities(letters, path).train.identities.tolist() == numbers
 
 
+@pytest.mark.parametrize('who', [['Ada'], 'Ada', {'Ada'}, np.array(['Ada']), [' Ada'], [1], ['Ada', 1]])
+def test_people_of_a_list_go_by_name(letters, tmp_path, who):
+    (path := tmp_path/'people.csv').write_text('path,identity\n' + ''.join(f'{p},{w}\n' for p, w in zip(letters.paths, ['Mu\u0308ller', 'Ada', '7', 'Ada'] * 2)))
+    known = with_identities(letters, path)
+    split = load_split(known, forget=People(who))
+    assert split.forget.indices.tolist() == [1, 3, 5, 7] and split.fingerprint == load_split(known._replace(people=None), forget=People([1])).fingerprint
+    assert load_split(known, forget=People(['M\u00fcller', '7'])).forget.indices.tolist() == [0, 2, 4, 6]
+    with pytest.raises(ValueError, match=r"letters has nobody called 'Adda' \(did you mean 'Ada'\?\)"): load_split(known, forget=People(['Adda']))
+    path.write_text('path,identity\n' + ''.join(f'{p},{i % 2}\n' for i, p in enumerate(letters.paths)))
+    with pytest.raises(ValueError, match="identity '1' is no whole number"): load_split(with_identities(known, path), forget=People(['1']))
+
+
 @pytest.mark.parametrize('row, says', [('a/3.png,unknown', "says 'unknown': people whom nobody knows are not one"), ('a/3.png,-1', "says '-1'"),
                                        ('a/3.png,Doe, J.', 'line 9, has 3 cells, and the header 2: put quotes'), ('', 'whose 1 of the 8 training images are, a/3.png for one')])
 def test_what_a_list_of_people_cannot_mean(letters, tmp_path, row, says):

@@ -431,7 +431,7 @@ class Share:
 @dataclass(frozen=True)
 class People:
     "Forget these people, with all their images."
-    who: tuple                    # identities
+    who: tuple                    # identities; or names, where a list gave them
 
 WORDS = {"identities": Share(), "images": Share(of="images")}  # what the two words mean
 
@@ -448,7 +448,7 @@ def _numbers(asked, what: str) -> list:
     for v in (values := _flat(asked)):
         if isinstance(v, bool) or not isinstance(v, Integral):
             raise ValueError(f"{what} {v!r} is no whole number: people and classes are named by theirs, "
-                             "such as 7 (names in a list of people are numbered from 0, sorted)")
+                             "such as 7")
     return [int(v) for v in values]
 
 # %% ../nbs/19_load.ipynb #841aa8dc
@@ -480,13 +480,25 @@ def _drawn(request: Share, source: Source, part, rng) -> tuple:  # positions in 
     return np.sort(rng.choice(eligible, n, replace=False)), []
 
 # %% ../nbs/19_load.ipynb #c76f5be3
+def _spelt(name: str) -> str: return " ".join(_composed(name).split())
+
+def _people(asked, source: Source) -> list:
+    "The numbers of people, who may be asked for by the names of their list. `ValueError` if nobody has the name."
+    names, values = source.people or (), _flat(asked)
+    for v in values:
+        if names and isinstance(v, str) and _spelt(v) not in names:
+            raise ValueError(f"{source.name} has nobody called {v!r}{_nearest(_spelt(v), names)}: "
+                             "write names as in the list of its people")
+    return _numbers([names.index(_spelt(v)) if names and isinstance(v, str) else v for v in values],
+                    "identity")
+
 @with_ways()
 def _named(request, source: Source) -> list:
     "The people whom a request names; nobody, where it draws them. `ValueError` on somebody without a training image."
     if (ids := source.train.identities) is None:
         raise ValueError(f"forget={request!r} needs to know whose image is whose, "
                          f"and {source.name} does not: pass a count, positions or a file")
-    named = sorted(_numbers(request.who, "identity")) if isinstance(request, People) else []
+    named = sorted(_people(request.who, source)) if isinstance(request, People) else []
     if unknown := set(named) - set(ids.tolist()):
         raise ValueError(f"identity {min(unknown)} has no training image: "
                          f"identities go from {ids.min()} to {ids.max()}")
@@ -774,9 +786,9 @@ def with_truth(
 # %% ../nbs/19_load.ipynb #19aa0005
 NOBODY = ("", "-1", "?", "-", "unknown", "none", "nan", "null", "n/a")
 
-def _numbered(who, places) -> list:
+def _numbered(who, places) -> tuple:  # numbers; the names in their order, or None
     "Numbers of people as they are, if all are; else names, alike but for blanks and composed letters, as `sorted` orders them."
-    names = [" ".join(unicodedata.normalize("NFC", text).split()) for text in who]
+    names = [*map(_spelt, who)]
     for name, place in zip(names, places):
         if name.casefold() in NOBODY:
             raise ValueError(f"{place}, says {name!r}: "
@@ -784,16 +796,17 @@ def _numbered(who, places) -> list:
     found = [re.fullmatch(r"([0-9]{1,18})(\.0*)?", name) for name in names]  # 7, 007 or 7.0
     numbers = [int(number[1]) for number in found if number]
     # "07" beside "7" are two names
-    if len(numbers) == len(names) and len(set(numbers)) == len(set(names)): return numbers
+    if len(numbers) == len(names) and len(set(numbers)) == len(set(names)): return numbers, None
     if len(set(names)) > len(set(map(str.casefold, names))):
         warnings.warn("some names of people differ only in case")
-    return np.unique(names, return_inverse=True)[1].tolist()
+    known, numbers = np.unique(names, return_inverse=True)
+    return numbers.tolist(), known.tolist()
 
 # %% ../nbs/19_load.ipynb #19aa0003
 def with_identities(
     source: Source,
     path,                       # of the list (.csv or .tsv): every training image, and who is on it
-    column: str = "identity",   # the one with the people: numbers; names are numbered as `sorted` orders them
+    column: str = "identity",   # the one with the people: numbers, or names
 ) -> Source:
     "The data set, knowing whose each training image is. `ValueError`: images of which the list does not say it."
     at, who, places = zip(*listed(source, path, column))
@@ -802,5 +815,6 @@ def with_identities(
         raise ValueError(f"{path} does not say whose {len(left)} of the {len(source.train)} "
                          f"training images are, {first} for one: list each")
     identities = torch.empty(len(at), dtype=torch.int64)
-    identities[torch.as_tensor(at)] = torch.as_tensor(_numbered(who, places))
-    return source._replace(train=replace(source.train, identities=identities))
+    numbers, names = _numbered(who, places)
+    identities[torch.as_tensor(at)] = torch.as_tensor(numbers)
+    return source._replace(train=replace(source.train, identities=identities), people=names)

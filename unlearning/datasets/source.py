@@ -31,6 +31,7 @@ class Source(NamedTuple):
     spanning: str = "skip"         # see `datasets.people.choose_identities`
     lists: dict | None = None      # forget sets that come with it: a name, and a function that gives positions in train
     folder: Path | None = None     # of the training images, where it is known: for paths written from elsewhere
+    people: list | None = None     # names of the people whom identities number, where they have names
 
 # %% ../../nbs/datasets/11_source.ipynb #58b7c973
 def project_root() -> Path:
