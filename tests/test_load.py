@@ -222,6 +222,10 @@ def test_people_of_a_list_go_by_name(letters, tmp_path, who):
     assert split.forget.indices.tolist() == [1, 3, 5, 7] and split.fingerprint == load_split(known._replace(people=None), forget=People([1])).fingerprint
     assert load_split(known, forget=People(['M\u00fcller', '7'])).forget.indices.tolist() == [0, 2, 4, 6]
     with pytest.raises(ValueError, match=r"letters has nobody called 'Adda' \(did you mean 'Ada'\?\)"): load_split(known, forget=People(['Adda']))
+    path.write_text('path,identity\n' + ''.join(f'{p},{w}\n' for p, w in zip(letters.paths, '01Ab' * 2)))
+    assert load_split(with_identities(letters, path), forget=People([0, 'A'])).forget.indices.tolist() == [0, 2, 4, 6]
+    path.write_text('path,identity\n' + ''.join(f'{p},{w}\n' for p, w in zip(letters.paths, '12Ab' * 2)))
+    with pytest.raises(ValueError, match="identity 1 may be the person called '1' or the one of this number: ask by name"): load_split(with_identities(letters, path), forget=People([1]))
     path.write_text('path,identity\n' + ''.join(f'{p},{i % 2}\n' for i, p in enumerate(letters.paths)))
     with pytest.raises(ValueError, match="identity '1' is no whole number"): load_split(with_identities(known, path), forget=People(['1']))
 

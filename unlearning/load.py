@@ -489,6 +489,9 @@ def _people(asked, source: Source) -> list:
         if names and isinstance(v, str) and _spelt(v) not in names:
             raise ValueError(f"{source.name} has nobody called {v!r}{_nearest(_spelt(v), names)}: "
                              "write names as in the list of its people")
+        if isinstance(v, Integral) and str(v) in names and names.index(str(v)) != v:
+            raise ValueError(f"identity {v} may be the person called '{v}' or the one of this number: "
+                             "ask by name")
     return _numbers([names.index(_spelt(v)) if names and isinstance(v, str) else v for v in values],
                     "identity")
 
