@@ -508,3 +508,15 @@ def test_rotate_turns_by_at_most_15_degrees():
     angle = torch.rad2deg(torch.atan2(row, column))
     assert angle.abs().max() < 15.2 and angle.max() > 12 and angle.min() < -12
     assert torch.hypot(row, column).numpy() == pytest.approx(9, abs=0.1)
+
+
+@pytest.mark.parametrize('classes', [None, 'abc'])
+def test_no_test_images(classes):
+    split = make_split(numbered(0, 60), numbered(60, 9)[[]], range(6), classes)
+    assert len(split.test) == 0 and len(split.classes) == 3
+
+
+@pytest.mark.parametrize('subset', [2, 4, 59])
+def test_a_subset_of_a_large_forget_set_retains_something(subset):
+    split = make_split(numbered(0, 60), numbered(60, 9), range(59), subset=subset)
+    assert len(split.retain) == 1 and len(split.train) == subset

@@ -457,15 +457,15 @@ def draw_subset(forget, retain, labels, subset: int, rng) -> tuple:
     if not 2 <= subset <= total:
         remedy = f"ask for 2 to {total} training images, or leave it out for all"
         raise ValueError(f"subset is {subset}: {remedy}")
-    n = max(1, round(subset * len(forget) / total))
+    n = min(max(1, round(subset * len(forget) / total)), subset - 1)
     forget = forget[draw_balanced(labels[forget], n, rng)]
     return forget, retain[draw_balanced(labels[retain], subset - n, rng)]
 
 # %% ../nbs/01_images.ipynb #655635ef
 def class_names(classes, train: Images, test: Images) -> tuple:
     "`classes`, or the numbers of the labels, as strings. `ValueError` if a label lies beyond them."
-    highest = lambda images: max(int(t.max())
-                                 for t in (images.labels, images.truth) if t is not None)
+    highest = lambda images: max((int(t.max()) for t in (images.labels, images.truth)
+                                  if t is not None and len(t)), default=-1)
     names = tuple(map(str, range(highest(train) + 1) if classes is None else classes))
     for which, images in (("train", train), ("test", test)):
         if (label := highest(images)) < len(names): continue
