@@ -283,3 +283,10 @@ def test_names_of_images_are_one_each():
         with pytest.raises(ValueError, match=why): from_dataset(pairs, pairs, paths=paths)
     with pytest.raises(ValueError, match='needs forget='): load_split(source)
     with pytest.raises(ValueError, match='takes no image_size='): load_split(source, forget=1, image_size=4)
+
+
+@pytest.mark.parametrize('bare', ['train', 'test'])
+def test_images_in_no_folder_of_a_class(folder, bare):
+    for path in [p for p in (folder/bare).rglob('*') if p.is_file()]: path.rename(folder/bare/f'{path.parent.name}{path.name}')
+    for path in [p for p in (folder/bare).iterdir() if p.is_dir()]: path.rmdir()
+    with pytest.raises(ValueError, match=rf'{bare} has no folder of a class .*in no class folder.*train/<class>'): load_split('folder', root=folder, forget=1)

@@ -80,6 +80,9 @@ def list_part(folder: Path) -> Part:
     seen = [p for p in folder.iterdir() if not hidden(p.name)]
     left.update(("outside", p.name) for p in seen if not p.is_dir())
     classes = in_order([p.name for p in seen if p.is_dir()])
+    if not classes:
+        raise ValueError(f"{folder} has no folder of a class ({what_is_left(left) or 'it is empty'}): "
+                         "a folder data set has train/<class>/… and test/<class>/…")
     files = [image_files(folder / name, left) for name in classes]
     if empty := [name for name, those in zip(classes, files) if not those]:
         image_files(folder / empty[0], its := Counter())
