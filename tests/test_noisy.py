@@ -211,3 +211,9 @@ def test_wrong_labels_at_chosen_places():
     assert made.forget.indices.tolist() == split.train.indices[[3, 5, 8]].tolist() and (made.forget.labels != made.forget.truth).all()
     assert torch.equal(made.retain.labels, made.retain.truth) and len(made.train) == 898
     with pytest.raises(ValueError): wrong_labels(split, at=[898])
+
+
+@pytest.mark.parametrize('damage', [lambda path: path.write_bytes(path.read_bytes()[:6]), lambda path: path.write_bytes(b''), lambda path: np.save(path, TRUTH.astype(object))])
+def test_a_damaged_array_of_labels_is_named(arrays, damage):
+    damage(path := arrays/'cifar-10n'/'worse_label.npy')
+    with refused(f'{path} is not a whole array of numbers ('): builtin.human_labels(arrays, 'worse')

@@ -112,7 +112,10 @@ CIFAR10N = dict(aggre="aggre_label", random1="random_label1", worse="worse_label
 def _read_human(folder, labels):
     "The array of a file, whichever is there, and the file. `ValueError` if none is."
     if (path := folder / f"{labels}_label.npy").exists():
-        return np.load(path, allow_pickle=False), path
+        try: return np.load(path, allow_pickle=False), path
+        except (ValueError, EOFError) as e:
+            raise ValueError(f"{path} is not a whole array of numbers ({e}): "
+                             f"{_get_cifar10n(folder)}") from e
     if not (path := folder / "CIFAR-10_human.pt").exists():
         raise ValueError(f"CIFAR-10N is not in {folder}: {_get_cifar10n(folder)}")
     return _published(path).get(CIFAR10N[labels], np.array(())), path
