@@ -593,3 +593,9 @@ def test_large_data_are_streamed(tmp_path):
     assert done.returncode == 0, done.stderr
     grown, peak = map(int, done.stdout.split())
     assert grown < 0.6 * 2000 * 3 * 224 * 224 and peak < 1.5e9
+
+
+def test_pixels_in_bfloat16():
+    x = torch.rand(20, 3, 8, 8).bfloat16()
+    made = from_dataset(*[TensorDataset(x, torch.arange(20) % 2)] * 2)
+    assert torch.equal(made.train.images, x.float())

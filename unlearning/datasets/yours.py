@@ -66,6 +66,7 @@ def as_array(
     if isinstance(image, Image.Image):
         grey = channels == 1 or channels is None and is_grey(image.mode)
         image = np.atleast_3d(np.asarray(plain(image, 1 if grey else 3)))
+    if torch.is_tensor(image) and image.dtype == torch.bfloat16: image = image.float()
     array = np.asarray(image.detach().cpu()) if torch.is_tensor(image) else np.asarray(image)
     if array.ndim == 2: return array[None]
     if array.ndim != 3:
