@@ -276,3 +276,10 @@ def test_a_number_that_is_a_position_by_its_form(letters, tmp_path, name, text):
 def test_a_column_of_files_names_files(letters, tmp_path):
     (path := tmp_path/'gone.csv').write_text('filename\n3\n')
     with pytest.raises(ValueError, match="names '3', which is not an image under train/"): load_split(letters, forget=path)
+
+
+def test_two_classes_of_one_name(letters):
+    """ImageNet has two cranes."""
+    cranes = letters._replace(classes=('crane', 'crane'))
+    with pytest.raises(ValueError, match="classes 0 and 1 are called 'crane': write class:0 or class:1"): load_split(cranes, forget='class:crane')
+    assert load_split(cranes, forget='class:1').forget.labels.unique().tolist() == [1]

@@ -108,6 +108,9 @@ def _label(name: str, source: Source) -> int:
                f"or 0 to {len(names) - 1} by number")
         raise ValueError(f"there is no class {name!r}{_nearest(name, names)}: "
                          f"{source.name} has {has}")
+    if len(same := [i for i, n in enumerate(names) if n == name]) > 1:
+        raise ValueError(f"classes {' and '.join(map(str, same))} are called {name!r}: "
+                         f"write {' or '.join(f'class:{i}' for i in same)}")
     if number not in (None, names.index(name)):
         warnings.warn(f"class:{name} is read as the class named {name!r}, number {names.index(name)}, "
                       f"and not as number {name}, which is {names[number]!r}", stacklevel=2)
