@@ -128,7 +128,7 @@ def test_people_by_name(monkeypatch, cast, who):
 
 
 @pytest.mark.parametrize('who, says', [([], 'empty'), ([99], 'identity 99 has no training image'), (range(14), 'all 84'),
-    ([7.9], 'identity 7.9 is no whole number'), ([3, True], 'identity True is no whole number'), (np.array([3.]), 'identity 3.0 is no whole'), (['3'], "identity '3' is no whole")])
+    ([7.9], 'identity 7.9 is no whole number'), ([3, True], 'identity True is no whole number'), (np.array([3.]), 'identity 3.0 is no whole'), (['3'], "identity '3' is no whole"), ([b'3'], "identity b'3' is no whole"), (b'3', "identity b'3' is no whole")])
 def test_people_who_cannot_be_forgotten(monkeypatch, cast, who, says):
     monkeypatch.setitem(load.SOURCES, 'digits', cast)
     refused(People(who), says)

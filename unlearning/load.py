@@ -443,7 +443,7 @@ def _flat(asked) -> list:
     "What a collection holds, or collections in it; one thing is a list of itself."
     # a tensor, an array, or a number of NumPy's
     if hasattr(asked, "tolist"): asked = asked.tolist()
-    if isinstance(asked, str) or not isinstance(asked, Iterable): return [asked]
+    if isinstance(asked, (str, bytes)) or not isinstance(asked, Iterable): return [asked]
     return [v for inner in asked for v in _flat(inner)]
 
 def _numbers(asked, what: str) -> list:
