@@ -149,3 +149,8 @@ def test_somebody_elses_celeba_is_never_touched(tmp_path):
 def test_refuses_what_cannot_be_drawn(tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message): render_faces(tmp_path / 'new', jobs=1, **SMALL | wrong)
     assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize('images, seed', [(1000, 0), (100, 7)])
+def test_a_cast_has_somebody_in_each_partition(images, seed):
+    with pytest.raises(ValueError, match='none of 10 identities to validate or test on: ask for more identities'): cast_faces(images, 10, seed)

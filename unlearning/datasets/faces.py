@@ -460,6 +460,9 @@ def cast_faces(
     cast = pd.concat(sexes, ignore_index=True)
     cast["label"] = 4 * cast.male + 2 * cast.gray + cast.chubby
     cast["partition"] = _divide(cast, identities)[cast.identity].to_numpy()
+    if cast.partition.nunique() < 3:
+        raise ValueError(f"rare classes leave none of {identities} identities to validate or test on: "
+                         "ask for more identities, or for another seed")
     # CelebA's file numbers run through train, valid, test
     cast = cast.iloc[rng.permutation(images)].sort_values("partition", kind="stable")
     return cast.set_index(pd.RangeIndex(1, images + 1, name="image"))
