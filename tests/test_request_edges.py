@@ -25,6 +25,7 @@ from unlearning import request
 from unlearning.auto import COLUMNS, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Found, _chosen
 from unlearning.check import ask
 from unlearning.datasets.yours import PlainFolder, from_dataset
+from unlearning.images import make_split
 from unlearning.load import load_split
 from unlearning.manifest import make_key
 from unlearning.methods.activation_pruning import activation_pruning
@@ -256,6 +257,14 @@ def digits():
     "A request of a network that was never trained; what it remembers is of no concern here."
     split = load_split('digits', forget=30, subset=300)
     return lambda recipe=NEXT_TO_NOTHING, **more: Request(never_trained(), split, TRAINING, recipe, max_test_drop=100., **more)
+
+
+def test_a_request_that_no_unseen_image_is_like_is_refused_by_name():
+    split = load_split('digits', forget=30, subset=300)
+    without = replace(split, test=split.test[np.flatnonzero(split.test.labels != 3)])
+    threes = make_split(without.train, without.test, np.flatnonzero(split.train.labels == 3)[:9])
+    with pytest.raises(ValueError, match='no unseen image is of the classes of those that must go: name'):
+        look(Request(never_trained(), threes, TRAINING, NEXT_TO_NOTHING, max_test_drop=100.))
 
 
 def test_what_a_search_warns_of_is_not_handed_over(digits, tmp_path, monkeypatch):
