@@ -267,7 +267,7 @@ def test_the_same_request_gives_the_same_weights(asked):
 
 
 @pytest.mark.parametrize('more, match', [
-    (dict(id='a/b'), "id is 'a/b'"), (dict(budget=0.), 'budget is 0.0'), (dict(references=2), 'references is 2: 4 at least'),
+    (dict(id='a/b'), "id is 'a/b'"), (dict(budget=0.), 'budget is 0.0'), (dict(budget=150.), 'budget is 150.0: .*100 at most'), (dict(references=2), 'references is 2: 4 at least'),
     (dict(recipe='fine'), "no recipe 'fine'"), (dict(train='mine'), "train is 'mine': pass a function"), (dict(max_test_drop=float('nan')), 'max_test_drop is nan'),
     (dict(trials=0), 'trials is 0'), (dict(asked_on='soon'), "asked_on is 'soon'")])
 def test_settings_that_cannot_be(asked, more, match):

@@ -259,12 +259,13 @@ def digits():
     return lambda recipe=NEXT_TO_NOTHING, **more: Request(never_trained(), split, TRAINING, recipe, max_test_drop=100., **more)
 
 
-def test_a_request_that_no_unseen_image_is_like_is_refused_by_name():
+@pytest.mark.parametrize('wrong', (False, True))
+def test_a_request_that_no_unseen_image_is_like_is_refused_by_name(wrong):
     split = load_split('digits', forget=30, subset=300)
     without = replace(split, test=split.test[np.flatnonzero(split.test.labels != 3)])
     threes = make_split(without.train, without.test, np.flatnonzero(split.train.labels == 3)[:9])
     with pytest.raises(ValueError, match='no unseen image is of the classes of those that must go: name'):
-        look(Request(never_trained(), threes, TRAINING, NEXT_TO_NOTHING, max_test_drop=100.))
+        look(Request(never_trained(), threes, TRAINING, NEXT_TO_NOTHING, max_test_drop=100., wrong_labels=wrong))
 
 
 def test_what_a_search_warns_of_is_not_handed_over(digits, tmp_path, monkeypatch):

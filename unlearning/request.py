@@ -264,7 +264,7 @@ def _check_numbers(r: Request):
         raise ValueError(f"named is {r.named}: of {len(r.split.forget)} images that go, "
                          "1 at least and all at most")
     if not 0 < r.budget <= 100:
-        raise ValueError(f"budget is {r.budget}: percent of a training, above 0")
+        raise ValueError(f"budget is {r.budget}: percent of a training, above 0, 100 at most")
     if r.references and r.references < LEAST:
         raise ValueError(f"references is {r.references}: {LEAST} at least, "
                          "for fewer give no interval that holds; or 0")
@@ -379,7 +379,7 @@ def refuse_left(r):
         raise ValueError("whole classes must go, and nothing of them is retained: "
                          "no image would be left to compare with. "
                          "A study (experiments/cifar10) compares with retrained networks")
-    if not (r.wrong_labels or len(of_classes(r.unseen, r.split.forget))): raise ValueError(NO_UNSEEN)
+    if not len(of_classes(r.unseen, r.split.forget)): raise ValueError(NO_UNSEEN)
     again = (set(copy_hashes(r.split.train)) & set(copy_hashes(r.earlier))
              if r.earlier is not None else ())
     if again:
