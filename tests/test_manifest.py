@@ -703,3 +703,11 @@ def test_signature_of_ssh_keygen(out, tmp_path):
     sums, new = (out/'SHA256SUMS').read_text(), hashlib.sha256(b'<b>').hexdigest()
     (out/'SHA256SUMS').write_text(re.sub('[0-9a-f]{64}(?=  report.html)', new, sums))
     assert differences(out) == WHOLE and not verified()
+
+
+def test_a_set_that_there_is_not_is_refused():
+    """It would hash to nothing, and read as if the image had not been named."""
+    split, key = load_split('digits', forget=3), b'k' * 32
+    manifest = make_manifest(split, key, '7')
+    with pytest.raises(ValueError, match="part is 'tset': use train, .*test, val"): find(manifest, key, name=3, part='tset')
+    assert len(find(manifest, key, name=int(split.forget.indices[0]), part='forget')) == 1
