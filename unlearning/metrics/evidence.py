@@ -417,9 +417,11 @@ def _unlike(e):
 
 def _nothing(e):
     if e.memory.p < LEVEL and e.memory.auc.value > 50: return ""
-    return ("nothing was remembered that this test could find. Even in the original, "
-            "images that it was trained on cannot be told from unseen ones of the same classes "
-            f"by this test {_figures(e.memory)}. What would help: {REFERENCES}.")
+    how = ("cannot be told from unseen ones of the same classes by this test"
+           if e.memory.p >= LEVEL else
+           f"are answered {_how(e.memory)} than unseen ones of the same classes")
+    return ("nothing was remembered that this test could find. Even in the original, images that it "
+            f"was trained on {how} {_figures(e.memory)}. What would help: {REFERENCES}.")
 
 # %% ../../nbs/metrics/78_evidence.ipynb #c530a2ef
 def _few(e):
