@@ -228,9 +228,10 @@ X, ACC = np.random.default_rng(0).normal(size=(4, 5)), dict(forget=[1., 2.], ret
     (lambda: klom_95(dict(forget=X), dict(test=X)), 'only one of the two has forget, test'),
     (lambda: tow(ACC, {}), 'no forget, retain, test'),
     (lambda: tow_mia(ACC, ACC), 'no mia: expected mia, retain, test'),
-    (lambda: tow({k: v[:1] for k, v in ACC.items()}, ACC), r'U has shape \(3, 1\)'),
-    (lambda: tow({**ACC, 'test': [101., 5.]}, ACC), 'outside 0 … 100'),
-    (lambda: tow({**ACC, 'test': [np.nan, 5.]}, ACC), 'outside 0 … 100'),
+    (lambda: tow({k: v[:1] for k, v in ACC.items()}, ACC), r'U have shapes \[\(1,\)'),
+    (lambda: tow({**ACC, 'test': [1.]}, ACC), r'\(2,\), \(2,\), \(1,\)\] and of R'),
+    (lambda: tow({**ACC, 'test': [101., 5.]}, ACC), '101 lies outside 0 … 100'),
+    (lambda: tow({**ACC, 'test': [np.nan, 5.]}, ACC), 'nan lies outside 0 … 100'),
     (lambda: quality_interval(X[:3], X), '3 unlearned and 4 retrained networks: an interval needs 4'),
 ])
 def test_refuses_what_cannot_be_meant(call, message):

@@ -17,12 +17,14 @@ def _gaps(U, R, first):
     parts = (first, "retain", "test")
     if missing := [p for p in parts if p not in U or p not in R]:
         raise ValueError(f"no {', '.join(missing)}: expected {', '.join(parts)} of both")
-    u, r = (np.array([as_array(x[p]).astype(np.float64) for p in parts]) for x in (U, R))
-    if u.shape != r.shape or u.ndim != 2 or u.shape[1] < 2:
-        raise ValueError(f"U has shape {u.shape} and R {r.shape}: "
-                         "expected three parts of the same seeds, two at least")
-    if not all((0 <= x).all() and (x <= 100).all() for x in (u, r)):
-        raise ValueError("a value lies outside 0 … 100: expected percent")
+    u, r = ([as_array(x[p]).astype(np.float64) for p in parts] for x in (U, R))
+    shapes = [[v.shape for v in x] for x in (u, r)]
+    if len({*shapes[0], *shapes[1]}) > 1 or u[0].ndim != 1 or len(u[0]) < 2:
+        raise ValueError(f"parts of U have shapes {shapes[0]} and of R {shapes[1]}: "
+                         "expected the same seeds in each, two at least")
+    u, r = np.array(u), np.array(r)
+    for x in (*u.flat, *r.flat):
+        if not 0 <= x <= 100: raise ValueError(f"{x:g} lies outside 0 … 100: expected percent")
     if (most := max(u.max(), r.max())) <= 1:
         raise ValueError(f"the largest value is {most:g}: expected percent, so multiply fractions by 100")
     return np.abs(u - r) / 100
