@@ -244,6 +244,14 @@ def test_soft_labels_come_from_the_original_alone(original, split):
         assert SoftRelabel(2.)(run, forget, retain).item() == pytest.approx(want.item(), rel=1e-5)
 
 
+def test_soft_labels_of_a_bfloat16_network(original, split):
+    """torch has no distances of bfloat16 on a CPU."""
+    model = network()
+    model.load_state_dict(original.state_dict())
+    student = unlearn(model.bfloat16(), split, ALL['digits-soft_relabeling'])
+    assert next(student.parameters()).dtype == torch.bfloat16
+
+
 # SCRUB
 
 def test_distillation_written_out():

@@ -35,7 +35,7 @@ class SoftRelabel(ForgetLoss):
 
     def __call__(self, run, forget, retain):
         with torch.no_grad():
-            seen = outputs(run.original, forget.x), outputs(run.original, retain.x)
+            seen = (outputs(run.original, batch.x).float() for batch in (forget, retain))
             target = soft_targets(*seen, retain.y, self.temperature)
         return F.cross_entropy(outputs(run.student, forget.x), target)
 
