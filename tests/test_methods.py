@@ -358,6 +358,13 @@ def test_the_least_share_that_a_refusal_names_is_enough(share):
         assert least > share and refused <= (name == 'soft_witness')
 
 
+def test_passes_that_fit_exactly_are_made():
+    """Four passes of 180 images in 719.9999999999999."""
+    split, training = load_split('digits', forget=90), Training(epochs=12, batch_size=64, lr=0.1, augment=())
+    made = WITHIN['neggrad_plus'](Budget(split, training, 4 * 180 / (12 * 808)))
+    assert made.phases[0].passes == 4
+
+
 @pytest.mark.parametrize('share', [0.12, 0.3])
 def test_every_method_spends_a_budget_and_no_more(share):
     budget = Budget(load_split('digits', forget=90), Training(epochs=20, batch_size=64, lr=0.1, augment=()), share)

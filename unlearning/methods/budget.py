@@ -74,7 +74,7 @@ class Budget:
         if one == two:
             raise ValueError(f"{make(1).name} has no repair that could be longer or shorter")
         length = 1 + (self.passes - one) / (two - one)
-        if whole: length = floor(length)
+        if whole: length = floor(length + 1e-9)  # 4 may come as 3.9999999999999996
         if length >= (1 if whole else 0.05): return make(round(length, 3))
         least = one + ((1 if whole else 0.05) - 1) * (two - one)
         needed = least / self.passes * self.share
