@@ -48,7 +48,7 @@ def soft_witness(
     *, witness: Training = replace(PAPER_TRAINING, epochs=3), temperature: float = 1.,
     erase: dict = dict(passes=20, batch_size=512, lr=0.01, momentum=0.9),
     repair: Training = replace(PAPER_TRAINING, epochs=1),
-    source: str = "this library; erase: sachit3022/unlearning",
+    source: str = "this library; passes: sachit3022/unlearning",
 ) -> Recipe:
     "Soft-relabeling by similarity as a network sees it that has not learned what is to be forgotten."
     away = Erase(forget=WitnessRelabel(witness, temperature), **erase)
