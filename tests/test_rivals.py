@@ -183,6 +183,12 @@ def test_nothing_to_reset_is_said(original, split):
     with pytest.warns(NothingChanged): unlearn(original, split, reinit(share=0., repair=SHORT))
 
 
+@pytest.mark.parametrize('make', [reinit, salun, prune_reset])
+def test_a_share_in_percent_is_refused_before_the_work(make):
+    for share in (30, 1.5, -0.1):
+        with pytest.raises(ValueError, match=f'share is {share}: use 0 to 1'): make(share=share)
+
+
 # --- contrast
 
 

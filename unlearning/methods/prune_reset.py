@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from .reinit import refuse_share
 from .salun import most_salient
 from ..models import outputs
 from ..training import Training
@@ -30,8 +31,7 @@ class ResetSmallest(Edit):
     "Draw anew the smallest weights of all convolutions and linear layers, under one threshold."
     share: float = 0.99  # of all weights, 0 … 1
 
-    def __post_init__(self):
-        if not 0 < self.share <= 1: raise ValueError(f"share is {self.share}: above 0, at most 1")
+    def __post_init__(self): refuse_share(self.share)
 
     def images(self, split): return 0  # it looks at none
 

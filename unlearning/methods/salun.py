@@ -9,7 +9,7 @@ __all__ = ['most_salient', 'OnlySalient', 'AnyLabel', 'salun']
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from .reinit import loss_gradient
+from .reinit import loss_gradient, refuse_share
 from ..models import outputs
 from ..training import Training
 from ..unlearn import Constraint, Erase, ForgetLoss, Recipe, Repair
@@ -17,7 +17,7 @@ from ..unlearn import Constraint, Erase, ForgetLoss, Recipe, Repair
 # %% ../../nbs/methods/52_salun.ipynb #ce244f5d
 def most_salient(gradient: list, share: float) -> list:
     "Masks of the `share` of all entries of a list of tensors that are largest by magnitude."
-    if not 0 <= share <= 1: raise ValueError(f"share is {share}: use 0 to 1 (0.5 for 50 %)")
+    refuse_share(share)
     flat = torch.cat([g.abs().flatten() for g in gradient])
     top = torch.zeros_like(flat, dtype=torch.bool)
     top[flat.topk(round(share * len(flat))).indices] = True
@@ -29,6 +29,8 @@ def most_salient(gradient: list, share: float) -> list:
 class OnlySalient(Constraint):
     "Hold all weights but those on which the forget set has the largest say, bit for bit."
     share: float = 0.5  # of all weights may move
+
+    def __post_init__(self): refuse_share(self.share)
 
     def look(self, split): return len(split.forget)
 
