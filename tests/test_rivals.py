@@ -165,6 +165,16 @@ def test_kept_weights_step_a_tenth_of_what_they_would(original, split):
     assert steps[1.][~reset].abs().max() > 1e-5
 
 
+def test_kept_weights_cannot_be_slowed_under_adamw_and_that_is_refused():
+    with pytest.raises(ValueError, match=r"SlowKept and trains by 'adamw'.*optimizer='sgd', or SlowKept\(1\.\)"):
+        reinit(repair=replace(SHORT, optimizer='adamw'))
+    with pytest.raises(ValueError, match='SlowKept'): reinit().change_training(optimizer='adamw')
+    for kept in (0., 1.): reinit(kept=kept, repair=replace(SHORT, optimizer='adamw'))  # holds them, leaves them alone
+    for optimizer, kept in (('adamw', 1.), ('sgd', 0.1)):  # whose training is not asked
+        budget = Budget(load_split('digits', forget=90, subset=400), Training(optimizer=optimizer), 0.1)
+        assert WITHIN['reinit'](budget).constraints[0].factor == kept
+
+
 @pytest.mark.parametrize('norm', ['weight_norm', 'spectral_norm'])
 @pytest.mark.parametrize('name', ['reinit', 'noise', 'prune_reset', 'transpose', 'reset_distill'])
 def test_weights_that_are_computed_are_refused_by_name(name, norm, split):

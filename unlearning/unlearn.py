@@ -96,6 +96,7 @@ class Descend(Piece):
 @dataclass(frozen=True)
 class Constraint(Piece):
     "What the network may still use, or move. This one allows everything."
+    def refuse(self, recipe): "`ValueError` for a recipe in which it could do nothing."
     def gradients(self, run: Run):
         "Called before each step, when the gradients are there: change them in place."
     def after_step(self, run: Run): "Called after each step."
@@ -382,6 +383,7 @@ def refuse_recipe(recipe):
     if odd := [c for c in recipe.constraints if not isinstance(c, Constraint)]:
         raise ValueError(f"recipe {recipe.name!r} has the constraint {odd[0]!r}: use a Constraint")
     for p in recipe.phases: p.refuse()
+    for c in recipe.constraints: c.refuse(recipe)
     form = lambda p: (p.optimizer, p.lr, p.momentum, p.weight_decay, p.schedule)
     for name in {getattr(p, "keep", "") for p in recipe.phases} - {""}:
         kept = [getattr(p, "training", p) for p in recipe.phases if getattr(p, "keep", "") == name]

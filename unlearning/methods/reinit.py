@@ -81,6 +81,14 @@ class SlowKept(Constraint):
     "Multiply the gradients of the weights that `Reinit` kept."
     factor: float = 0.1
 
+    def refuse(self, recipe):
+        resets = [isinstance(p, Reinit) for p in recipe.phases]
+        after = recipe.phases[resets.index(True) + 1:] if any(resets) else ()
+        if 0 < self.factor != 1 and any(
+                getattr(getattr(p, "training", p), "optimizer", "") == "adamw" for p in after):
+            raise ValueError(f"{recipe.name!r} has SlowKept and trains by 'adamw', whose steps do not "
+                             "shrink with the gradients: use optimizer='sgd', or SlowKept(1.) (kept=1.)")
+
     def gradients(self, run):
         for weight, reset in run.memory.get(Reinit, {}).items():
             if weight.grad is None: continue  # the loss does not reach it: an unused head, say
