@@ -212,6 +212,10 @@ def test_surgery_without_retain_gradient_is_plain_ascent(original, split):
     assert not moved(operated, ascended) and moved(state(original), operated)
 
 
+def test_surgery_has_no_weight_for_retain():
+    with pytest.raises(ValueError, match='nothing of retain is left to weigh by retain_weight'): OrthogonalToRetain(retain_weight=1.)
+
+
 def test_ascent_raises_the_forget_loss(original, split):
     models, labels = (original, unlearn(original, split, ascent())), split.forget.labels
     loss = [F.cross_entropy(logits(model, split.forget), labels) for model in models]

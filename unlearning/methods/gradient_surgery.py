@@ -30,6 +30,9 @@ class OrthogonalToRetain(Descend):
     "Follow the part of the forget gradient that is orthogonal to the retain gradient (eq. 3)."
     retain_batches = 1
     def directions(self, run, forget, retain): yield orthogonal(forget(), retain())
+    def __post_init__(self):
+        if self.retain_weight: raise ValueError("nothing of retain is left to weigh by retain_weight: "
+                                                "leave it out, or use Descend")
 
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #2596c934
 @dataclass(frozen=True)
