@@ -425,3 +425,10 @@ def test_a_class_missing_from_train_is_still_refused():
     few = digit.train[np.flatnonzero(LABELS != 3)]
     split = make_split(few, digit.test, range(50), digit.classes)
     with pytest.raises(ValueError, match='class 3 has no training image'): unlearn(create_model('small', 10, 1, 8), split, Recipe(name='weighted', phases=(Repair(training=WEIGHTED),)))
+
+
+@pytest.mark.parametrize('forget, val, says', [
+    (90, 719, 'val is 719: 90 of the 808 retained images are forgotten in the tuning, so hold out 1 to 718'), (90, 0, 'val is 0: .* hold out 1 to 718'),
+    (600, 100, 'val is 100: 600 of the 298 retained images .* none can be held out: forget fewer')])
+def test_a_tuning_that_has_too_few_images_says_how_many_it_can_have(forget, val, says):
+    with pytest.raises(ValueError, match=says): tuning_split(load_split('digits', forget=forget), val)

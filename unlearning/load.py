@@ -657,10 +657,14 @@ def gone_classes(split: Split) -> list:
 
 # %% ../nbs/19_load.ipynb #e5946f3f
 def _other_images(split, free, val, spanning, rng) -> tuple:  # positions in train: to hold out, to forget, to leave out
-    labels = split.train.labels.cpu().numpy()
+    labels, n = split.train.labels.cpu().numpy(), len(split.forget)
+    most = len(free) - n
+    if not 0 < val <= most:
+        raise ValueError(f"val is {val}: {n} of the {len(free)} retained images are forgotten in the tuning, "
+                         f"so {f'hold out 1 to {most}' if most > 0 else 'none can be held out: forget fewer'}")
     held = free[draw_balanced(labels[free], val, rng(3))]
     free = np.setdiff1d(free, held)
-    return held, free[draw_balanced(labels[free], len(split.forget), rng(4))], []
+    return held, free[draw_balanced(labels[free], n, rng(4))], []
 
 # %% ../nbs/19_load.ipynb #687c52f2
 def _other_people(split, free, val, spanning, rng) -> tuple:
