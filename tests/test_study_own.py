@@ -418,6 +418,10 @@ def test_code_without_a_source():
         return space['f']
     assert describe(made('def f(x): return x + 1')) == describe(made('def f(x): return x + 1')) != describe(made('def f(x): return x + 2'))
     assert describe(made('K = 1\ndef f(x): return x + K')) != describe(made('K = 2\ndef f(x): return x + K'))
+    same_bytes = [('def f(x, rng): return x, rng', 'def f(x, *rng): return x, rng'), ('def f(x, rng): return x', 'def f(x, *, rng): return x'),
+                  ('def f(x):\n try: x = g(x); x = h(x)\n except ValueError: pass\n return x',
+                   'def f(x):\n x = g(x)\n try: x = h(x)\n except ValueError: pass\n return x')]
+    for one, other in same_bytes: assert describe(made(one)) == describe(made(one)) != describe(made(other))
 
 
 def test_cached_values_are_no_settings():

@@ -192,7 +192,11 @@ def _codes(code):
 def _compiled(code):
     "What a function was compiled to, as plain data."
     constants = [_compiled(c) if inspect.iscode(c) else describe(c, {}) for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, constants]
+    stars = code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+    # where it has any: what its bytes do not show, of arguments and of `try`
+    besides = [stars, code.co_kwonlyargcount, code.co_exceptiontable.hex()]
+    return [code.co_code.hex(), code.co_names, code.co_varnames, code.co_freevars, constants,
+            *(besides if any(besides) else ())]
 
 # %% ../nbs/80_ensemble.ipynb #946ae1d4
 def _names(code, *how):
