@@ -129,8 +129,14 @@ class Checkpointed(Functional):
         return self.fc(x.mean((2, 3)))
 
 
-@pytest.mark.parametrize('make, calls', [(Gated, 1), (Normalises, 2), (lambda: chain_of(Mish()), 1), (Options, 2), (Noisy, 2), (Checkpointed, 1)],
-                         ids=['gate', 'constant', 'own mish', 'options', 'noise', 'checkpointing'])
+class Kept(Functional):
+    """torch's module of this function takes arguments of its own."""
+    def __init__(self): super().__init__(); self.act = torch.threshold
+    def forward(self, x): return self.fc(self.act(self.conv1(x), 0.1, 0.).mean((2, 3)))
+
+
+@pytest.mark.parametrize('make, calls', [(Gated, 1), (Normalises, 2), (lambda: chain_of(Mish()), 1), (Options, 2), (Noisy, 2), (Checkpointed, 1), (Kept, 1)],
+                         ids=['gate', 'constant', 'own mish', 'options', 'noise', 'checkpointing', 'threshold'])
 def test_unusual_forwards(make, calls):
     net = pruned(build(make), X)
     assert len(masks(net)) == calls and hold(net, X) and hold(net.train(), X)

@@ -187,7 +187,8 @@ def _child_slot(seen, call):
     return f"{_names(seen.net, caller)[0]}.{slots[calls.index(call)]}".lstrip(".")
 
 # %% ../nbs/21_activations.ipynb #519663bb
-_MODULES = {name.lower(): getattr(nn, name) for name in nn.modules.activation.__all__}
+_MODULES = {name.lower(): getattr(nn, name) for name in nn.modules.activation.__all__
+            if name != "Threshold"}  # which takes arguments of its own
 
 def _function_slot(seen, call):
     "The name of the attribute in which the function of this call is kept, or None."
