@@ -350,6 +350,14 @@ def test_prune_reset_draws_the_smallest_of_the_whole_network_anew(original, spli
     assert all(k.endswith('weight') and original.state_dict()[k].dim() > 1 for k in others)
 
 
+def test_prune_reset_counts_attention_s_packed_projections():
+    vit = create_model('vit', 10, 1, 8, 0)
+    kinds = [p for k, p in vit.named_parameters() if p.dim() > 1 and k not in ('class_token', 'encoder.pos_embedding')]
+    assert {id(p) for p in matrices(vit)} == {id(p) for p in kinds} and len(matrices(vit)) == len(kinds)
+    apart = torch.nn.MultiheadAttention(8, 2, kdim=4, vdim=4)  # three matrices in the place of one
+    assert len(matrices(apart)) == 4 and len(matrices(apart.requires_grad_(False))) == 0
+
+
 # --- transpose
 
 

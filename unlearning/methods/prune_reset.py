@@ -18,8 +18,11 @@ from ..unlearn import Edit, Recipe, Repair, RetainLoss, trained_layers
 
 # %% ../../nbs/methods/56_prune_reset.ipynb #6fc29cd3
 def matrices(model) -> list:
-    "The weights of convolutions and linear layers that may be trained."
-    return [m.weight for m in trained_layers(model, nn.Conv2d, nn.Linear).values()]
+    "The weights of convolutions, linear layers and attention's projections that may be trained."
+    weights = [m.weight for m in trained_layers(model, nn.Conv2d, nn.Linear).values()]
+    packed = [p for m in model.modules() if isinstance(m, nn.MultiheadAttention)
+              for name, p in m.named_parameters(recurse=False) if name.endswith("proj_weight")]
+    return weights + [p for p in packed if p.requires_grad]
 
 def uniform_like(weight, rng: torch.Generator):
     "As a fresh layer would be drawn: U(−√k, √k), where k is one over what a neuron takes in."
