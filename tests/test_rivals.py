@@ -183,10 +183,34 @@ def test_weights_that_are_computed_are_refused_by_name(name, norm, split):
     with pytest.raises(ValueError, match="weight of layer '0' is computed of others"): unlearn(net, split, RIVALS[name])
 
 
-def test_computed_weights_between_the_ends_hinder_nobody_who_edits_the_ends():
+def test_computed_weights_between_the_ends_hinder_nobody_who_edits_the_ends(split):
     wrap, nn = torch.nn.utils.parametrizations.weight_norm, torch.nn
     net = nn.Sequential(nn.Conv2d(1, 4, 3), wrap(nn.Conv2d(4, 4, 3)), nn.Flatten(), wrap(nn.Linear(64, 8)), nn.Linear(8, 10))
-    assert list(ends(net)) == ['0', '4'] and AddNoise().weight(net) is net[0].weight
+    assert list(ends(net, split.retain)) == ['0', '4'] and AddNoise().weight(Run(net, net, split)) is net[0].weight
+
+
+class HeadFirst(torch.nn.Module):
+    """The head is registered first, the stem last but for a head of an earlier task, which nobody calls."""
+    def __init__(self):
+        super().__init__()
+        self.fc, self.conv2, self.neck = torch.nn.Linear(16, 10), torch.nn.Conv2d(4, 4, 3), torch.nn.Linear(64, 16)
+        self.stem, self.old_head = torch.nn.Conv2d(1, 4, 3), torch.nn.Linear(16, 1000)
+
+    def forward(self, x): return self.fc(self.neck(self.conv2(self.stem(x).relu()).flatten(1)).relu())
+
+
+def test_ends_are_the_first_and_the_last_called_however_registered(split):
+    net = HeadFirst().double().train()
+    assert list(ends(net, split.retain)) == ['stem', 'fc'] and AddNoise().weight(Run(net, net, split)) is net.stem.weight
+    net.stem.requires_grad_(False)
+    assert list(ends(net, split.retain)) == ['conv2', 'fc']
+    assert not any(m._forward_pre_hooks for m in net.modules())
+    for name in ('noise', 'reset_distill'):
+        states = []
+        model = HeadFirst()
+        unlearn(model, split, RIVALS[name], seed=3, after_phase=lambda phase, student: states.append(state(student)))
+        moved = {k.split('.')[0] for k, v in state(model).items() if not torch.equal(v, states[0][k])}
+        assert moved == ({'stem'} if name == 'noise' else {'stem', 'fc'})
 
 
 def test_nothing_to_reset_is_said(original, split):

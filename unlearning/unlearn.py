@@ -6,8 +6,8 @@
 __all__ = ['COMPUTED', 'COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream',
            'Phase', 'stepper_of', 'Erase', 'refuse_optimizer', 'refuse_erase', 'passes_of', 'draw_retain', 'pairs',
            'gradient', 'plain', 'erase', 'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit',
-           'trained_layers', 'refuse_recipe', 'Recipe', 'run_recipe', 'weights_of', 'say_if_nothing_moved', 'seeded',
-           'unlearn', 'look_before', 'RetainCollapse', 'look_back', 'follow']
+           'called', 'trained_layers', 'refuse_recipe', 'Recipe', 'run_recipe', 'weights_of', 'say_if_nothing_moved',
+           'seeded', 'unlearn', 'look_before', 'RetainCollapse', 'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -21,7 +21,7 @@ from torch import nn
 from .check import check, spread_out
 from .images import Batch, Split, batches
 from .load import gone_classes
-from .models import copy_network, outputs
+from .models import copy_network, follow_dtype, outputs
 from .show import accuracies
 from .training import (Stepper, Training, cross_entropy, deterministic, fit,
                                  forward_type, logits, make_optimizer, make_schedule,
@@ -360,9 +360,25 @@ def _trained(layer):
     weight = layer._parameters.get("weight")
     return any(p.requires_grad for p in (layer.parameters() if weight is None else [weight]))
 
-def trained_layers(model, *kinds, only=slice(None)) -> dict:  # by name; only: of the layers in order
+def called(model, images, *kinds) -> list:
+    "The network's layers of these kinds as it calls them, in eval mode, on the first two of the images."
+    calls, layers = [], [m for m in model.modules() if isinstance(m, kinds)]
+    hooks = [m.register_forward_pre_hook(lambda m, x: calls.append(m)) for m in layers]
+    try:
+        with torch.no_grad(): model.eval()(follow_dtype(model, next(batches(images[:2], 2)).x))
+    finally:
+        for hook in hooks: hook.remove()
+    return calls
+
+def trained_layers(
+    model, *kinds,
+    only=slice(None),  # of the layers in order
+    images=None,       # order: as registered; given images, as called on them, and only what is called
+) -> dict:             # by name
     "The layers of these kinds whose weight may be trained. `ValueError` if one's is computed of others."
-    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds) and _trained(m)][only]
+    names = {m: name for name, m in model.named_modules()}
+    order = names if images is None else called(model, images, *kinds)
+    layers = [(names[m], m) for m in order if isinstance(m, kinds) and _trained(m)][only]
     for name, m in layers:
         if "weight" not in m._parameters: raise ValueError(COMPUTED.format(name))
     return dict(layers)

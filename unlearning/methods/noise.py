@@ -20,15 +20,16 @@ class AddNoise(Edit):
 
     def images(self, split): return 0  # it looks at none
 
-    def weight(self, model):
-        for m in trained_layers(model, nn.Conv2d, only=slice(1)).values(): return m.weight
+    def weight(self, run):
+        first = trained_layers(run.student, nn.Conv2d, only=slice(1), images=run.split.retain)
+        for m in first.values(): return m.weight
         raise ValueError("the network has no convolution that may be trained: AddNoise needs one")
 
-    def start(self, run): self.weight(run.student)
+    def start(self, run): self.weight(run)
 
     @torch.no_grad()
     def edit(self, run):
-        weight = self.weight(run.student)
+        weight = self.weight(run)
         noise = self.std * torch.randn(weight.shape, generator=run.rng)
         weight.add_(noise.to(weight))
         return int((noise != 0).sum())

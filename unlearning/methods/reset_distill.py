@@ -16,10 +16,10 @@ from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, stream,
                                  trained_layers)
 
 # %% ../../nbs/methods/58_reset_distill.ipynb #b695fc36
-def ends(model) -> dict:  # by name
-    "First convolution and last linear layer, as registered, that may be trained. `ValueError`: one is missing."
+def ends(model, images) -> dict:  # by name
+    "First convolution and last linear layer, as called, that may be trained. `ValueError`: one is missing."
     def of(kind, what, only):
-        if found := trained_layers(model, kind, only=only): return found
+        if found := trained_layers(model, kind, only=only, images=images): return found
         raise ValueError(f"the network has no {what} that may be trained: ResetEnds needs one")
     return (of(nn.Conv2d, "convolution", slice(1))
             | of(nn.Linear, "linear layer", slice(-1, None)))
@@ -29,11 +29,11 @@ def ends(model) -> dict:  # by name
 class ResetEnds(Edit):
     "Draw the first convolution and the last linear layer anew, as torch draws them."
     def images(self, split): return 0  # it looks at none
-    def start(self, run): ends(run.student)
+    def start(self, run): ends(run.student, run.split.retain)
 
     @torch.no_grad()
     def edit(self, run):
-        layers = ends(run.student).values()
+        layers = ends(run.student, run.split.retain).values()
         for layer in layers: reset_modules(layer)  # a frozen bias stays
         return sum(p.numel() for layer in layers for p in layer.parameters() if p.requires_grad)
 
