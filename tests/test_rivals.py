@@ -29,7 +29,7 @@ from unlearning.methods.neggrad_plus import neggrad_plus
 from unlearning.methods.noise import AddNoise, noise
 from unlearning.methods.prune_reset import ResetSmallest, matrices, prune_reset
 from unlearning.methods.reinit import Reinit, convolutions, loss_gradient, reinit
-from unlearning.methods.reset_distill import ends, reset_distill
+from unlearning.methods.reset_distill import PartRepair, ends, reset_distill
 from unlearning.methods.salun import salun
 from unlearning.methods.sfron import AscendUnlearned, sfron
 from unlearning.methods.soft_relabeling import soft_targets
@@ -682,3 +682,10 @@ def test_tuned_numbers_say_for_what_they_were_found(monkeypatch):
 def test_one_image_to_forget_is_taught_something_finite(original, split):
     z = logits(original, split.forget[:1]).float()
     assert as_unseen(z, split.forget.labels[:1], 0.5, spread=2.).isfinite().all()
+
+
+@pytest.mark.parametrize('make, says', [
+    (lambda: neggrad_plus(alpha=95), r'alpha is 95: use 0 to 1 \(0\.95 for 95 %\)'), (lambda: ssd(alpha=-1.), 'alpha is -1.0 and bound 1.0: neither may be below 0'),
+    (lambda: ssd(bound=-0.5), 'bound -0.5'), (lambda: PartRepair(training=SHORT, part='val'), "part is 'val': `which` says")])
+def test_a_setting_that_would_turn_or_ignore_is_refused(make, says):
+    with pytest.raises(ValueError, match=says): make()

@@ -17,6 +17,9 @@ class Mixture(Descend):
     alpha: float = 0.95  # weight of retain
     retain_batches = 1
 
+    def __post_init__(self):
+        if not 0 <= self.alpha <= 1: raise ValueError(f"alpha is {self.alpha}: use 0 to 1 (0.95 for 95 %)")
+
     def directions(self, run, forget, retain):
         yield [(1 - self.alpha) * f + self.alpha * r for f, r in zip(forget(), retain())]
 

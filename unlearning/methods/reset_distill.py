@@ -63,6 +63,8 @@ class PartRepair(Repair):
     def __post_init__(self):
         if self.which not in ("held out", "the rest"):
             raise ValueError(f"which is {self.which!r}: use 'held out' or 'the rest'")
+        if self.part != "retain":
+            raise ValueError(f"part is {self.part!r}: `which` says on what part of retain it trains")
 
     def size(self, split):
         held = self.hold_out.size(split)

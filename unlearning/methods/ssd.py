@@ -57,6 +57,10 @@ class Dampen(Edit):
     batch_size: int = 128  # of the batches over which importance is averaged
     looked: int | None = None  # images of train, see `sample`: the source looks at all
 
+    def __post_init__(self):
+        if self.alpha < 0 or self.bound < 0:
+            raise ValueError(f"alpha is {self.alpha} and bound {self.bound}: neither may be below 0")
+
     def images(self, split):
         return len(split.forget) + min(self.looked or math.inf, len(split.train))
 
