@@ -144,7 +144,7 @@ class Ground:
 
 # %% ../nbs/94_auto.ipynb #6d16c637
 POINT = 10.  # percent of trace that a point of test accuracy is worth
-TOO_COSTLY = "costs more test accuracy than is allowed, on one of its requests"
+TOO_COSTLY = "once, it cost more test accuracy than allowed"
 
 def try_out(ground: Ground, make, seeds) -> dict:  # make: a function of a budget, which gives a recipe
     "Trace, loss and price of a recipe over pseudo requests; `out` says why it does not count."
