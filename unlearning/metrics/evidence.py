@@ -277,7 +277,7 @@ def trace_left(
     unseen_before, unseen_after,  # (m,) and (m,): of the unseen images
     unseen_classes,               # (m,) integers
     draws:int=2000, seed:int=0,
-)->Interval:                      # percent; NaN where the AUC before is not clearly above 50 %
+)->Interval:                      # percent; NaN: the AUC before is not clearly above 50 %, or few images
     "What is left of what set forgotten above unseen images. `ValueError`: shapes, NaN, nothing comparable."
     s, y = _both("forget", before, after, classes)
     t, z = _both("unseen", unseen_before, unseen_after, unseen_classes)
@@ -301,7 +301,7 @@ class Evidence:
                                  # also where the unseen images were named as comparable
     memory: ClassAUC             # retain among unseen in the original, in the classes of forget; or `before`
     smallest: float              # share of the memory that the test finds in four of five cases, percent
-    left: Interval               # of what set forget above unseen, percent; NaN: nothing did, clearly
+    left: Interval               # of what set forget above unseen, percent; NaN: see `trace_left`
 
 # %% ../../nbs/metrics/78_evidence.ipynb #befd254c
 def _all_there(**given):
