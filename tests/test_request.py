@@ -107,6 +107,11 @@ def test_a_builder_that_gives_no_network(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='builders_of_none:name gave a str: it has to give the network'): build('builders_of_none:name', 3)
 
 
+def test_a_network_that_nobody_has():
+    pytest.importorskip('timm')
+    with pytest.raises(ValueError, match="neither torchvision nor timm has a network 'nosuchnet' .*module:function"): build('nosuchnet', 3)
+
+
 def test_a_network_of_timm_where_there_is_none(monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(ValueError, match="no network 'resnet10t' for images' classes, and timm is not installed: pip install timm"): build('resnet10t', 3)

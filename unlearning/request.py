@@ -99,6 +99,9 @@ def build(network: str, classes: int) -> nn.Module:
     except ModuleNotFoundError:
         raise ValueError(f"torchvision has no network {network!r} for images' classes, and timm is "
                          "not installed: pip install timm, or name a module:function") from None
+    if not timm.is_model(network):
+        raise ValueError(f"neither torchvision nor timm has a network {network!r} for images' classes: "
+                         "name a module:function that makes yours")
     return timm.create_model(network, num_classes=classes)
 
 # %% ../nbs/95_request.ipynb #cb4c3262
