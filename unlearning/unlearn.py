@@ -351,15 +351,7 @@ class Edit(Phase):
             warnings.warn(f"{type(self).__name__} found nothing to change in these data",
                           NothingChanged, stacklevel=4)
 
-# %% ../nbs/31_unlearn.ipynb #9d40b3f2
-COMPUTED = ("the weight of layer {!r} is computed of others (by weight_norm or spectral_norm, say), "
-            "and what an edit writes there is lost: take that off first (remove_parametrizations of "
-            "torch.nn.utils.parametrize; remove_weight_norm, remove_spectral_norm, prune.remove of torch.nn.utils)")
-
-def _trained(layer):
-    weight = layer._parameters.get("weight")
-    return any(p.requires_grad for p in (layer.parameters() if weight is None else [weight]))
-
+# %% ../nbs/31_unlearn.ipynb #3c1f7a9e
 def called(model, images, *kinds) -> list:
     "The network's layers of these kinds as it calls them, in eval mode, on the first two of the images."
     calls, layers = [], [m for m in model.modules() if isinstance(m, kinds)]
@@ -369,6 +361,15 @@ def called(model, images, *kinds) -> list:
     finally:
         for hook in hooks: hook.remove()
     return calls
+
+# %% ../nbs/31_unlearn.ipynb #9d40b3f2
+COMPUTED = ("the weight of layer {!r} is computed of others (by weight_norm or spectral_norm, say), "
+            "and what an edit writes there is lost: take that off first (remove_parametrizations of "
+            "torch.nn.utils.parametrize; remove_weight_norm, remove_spectral_norm, prune.remove of torch.nn.utils)")
+
+def _trained(layer):
+    weight = layer._parameters.get("weight")
+    return any(p.requires_grad for p in (layer.parameters() if weight is None else [weight]))
 
 def trained_layers(
     model, *kinds,

@@ -205,8 +205,8 @@ def within_soft_unseen(b, lr=0.1, batch=0.5, erase_lr=0.1, passes=4,
 @_named
 def within_reinit(b, lr=0.5, batch=0.5, share=0.3):
     repair = _repair(b, lr, batch)
-    kept = 1. if b.training.optimizer == "adamw" else 0.1  # which slows no weight by its gradient
-    return b.spend(lambda n: reinit(share=share, kept=kept, repair=repair(n)))
+    kept = dict(kept=1.) if b.training.optimizer == "adamw" else {}  # which slows no weight by its gradient
+    return b.spend(lambda n: reinit(share=share, repair=repair(n), **kept))
 
 @_named
 def within_contrast(b, lr=0.5, batch=1., rounds=2):
