@@ -58,3 +58,7 @@ class Front(ModuleType):
         return import_module, (self.__name__,)
 
 sys.modules[__name__].__class__ = Front
+
+# %% ../nbs/99_front.ipynb #6c2d18e3
+import os
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")

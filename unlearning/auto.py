@@ -107,7 +107,7 @@ NOTHING = ("the network ranks what it was trained on as it ranks unseen images o
            "there is no trace by which a recipe could be chosen. "
            "Name one in the place of 'auto', such as finetune or gradient_surgery")
 UNCOMPARED = ("there is no unseen image of the classes of those that must go: "
-              "name test images of these classes, or a recipe")
+              "name test images of these classes")
 MOST = 5000  # retained images that are looked at
 
 def of_classes(images: Images, like: Images, most: int | None = None) -> Images:
