@@ -280,7 +280,7 @@ def own_tensor(name, t):
 
 @torch.no_grad()
 def drawn_anew(model: nn.Module) -> nn.Module:  # on the CPU
-    "A copy whose every parameter its modules have drawn anew. `ValueError` names one that none of them draws."
+    "A copy whose trainable parameters its modules have drawn anew. `ValueError`: one that none of them draws."
     model = with_tensors(model, own_tensor)
     for p in model.parameters():
         if p.requires_grad: p.fill_(float("nan"))
