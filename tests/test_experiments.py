@@ -136,13 +136,13 @@ def test_celeba_on_writers(run, tmp_path):
 @pytest.mark.slow
 def test_architectures_as_they_stand(run, tmp_path):
     shown, pictures = run('architectures', out=str(tmp_path/'out'))
-    assert all(f'Network {n}' in shown for n in ('small', 'vit')) and 'memorization' in shown and pictures == 1
+    assert 'memorization' in shown and 'mean MIA gap' in shown and 'nothing can be said about memory' in shown and pictures == 0
     assert {p.name for p in (tmp_path/'out').iterdir()} == {'small', 'vit', 'tables.txt'}
 
 
 def test_architectures_with_a_control_say_what_is_left_of_the_memory(run, tmp_path):
     shown, pictures = run('architectures', networks=['small'], methods=['finetune'], epochs=10.0, seeds=4, control=True, reference=True, jobs=1, out=str(tmp_path/'out'))
-    assert 'memory left, %' in shown and '4 originals, 4 of Retrain' in shown and 'nothing can be said about memory' not in shown and pictures == 2
+    assert 'memory left, %' in shown and '4 originals, 4 of Retrain' in shown and 'nothing can be said about memory' not in shown and pictures == 1
     assert 'Controls: the same on retrained networks.' in (tmp_path/'out'/'tables.txt').read_text()
     table = pd.read_csv(tmp_path/'out'/'small'/'league.csv', index_col=0)
     assert set(table.index) == {'Finetune', 'Retrain, once more', 'No Unlearning'} and (table.lineages == 4).all()
@@ -163,7 +163,7 @@ def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
     asked = []
     def study(*args, **kw): asked.append(kw); return SimpleNamespace(folder=tmp_path)
     stubs = dict(Study=study, run_study=id, save_report=lambda *a: None, project_root=lambda: tmp_path, split=SimpleNamespace(forget=()), whom=tuple, training=None,
-                 recipes={}, chosen=[], tuned_for=None, TRAINING=dict.fromkeys(['small', 'vit']), transfer=lambda *a: {})
+                 recipes={}, chosen=[], TRAINING=dict.fromkeys(['small', 'vit']), summary=id)
     choice = dict(originals='one', control=True, reference=True)
     source, names = notebook_cell(name, 'Study(', stubs | choice)
     exec(source, names)
@@ -172,7 +172,7 @@ def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
 
 @pytest.mark.parametrize('name, given, exchangeable', [
     ('cifar10', dict(), True), ('cifar10', dict(forget='5000'), True), ('cifar10', dict(forget='mine.npy'), False), ('celeba', dict(), False),
-    ('architectures', dict(), True), ('architectures', dict(dataset='cifar10'), True), ('architectures', dict(dataset='writers'), False)])
+    ('architectures', dict(), True)])
 def test_only_a_forget_set_drawn_at_random_has_a_mark(name, given, exchangeable, tmp_path):
     results, tables, figures = made_up(dict(half=0.5)), [], len(plt.get_fignums())
     (tmp_path/'small').mkdir()
@@ -182,8 +182,9 @@ def test_only_a_forget_set_drawn_at_random_has_a_mark(name, given, exchangeable,
     exec(source, names)
     table, = tables
     assert (table['mark, %'] != '–').all() if exchangeable else (table['mark, %'] == '–').all()
-    assert len(plt.get_fignums()) == figures + 1 and len(list(tmp_path.rglob('league.csv'))) == 1
-    assert plt.gcf().get_suptitle().startswith('made up, K = 8')  # a figure says what it was made from
+    assert len(list(tmp_path.rglob('league.csv'))) == 1
+    if name == 'architectures': return  # whose figure is of all networks
+    assert len(plt.get_fignums()) == figures + 1 and plt.gcf().get_suptitle().startswith('made up, K = 8')  # it says what it was made from
     plt.close()
 
 

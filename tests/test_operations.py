@@ -302,11 +302,12 @@ def test_extra_for_clusters_brings_what_the_page_imports():
     assert any(w.startswith('dask-jobqueue') for w in wanted) and any(w.startswith('distributed') for w in wanted)
 
 
-@pytest.mark.parametrize('given, spins', [({}, False), ({'OMP_WAIT_POLICY': 'active'}, True)])
-def test_threads_that_wait_sleep_unless_their_user_says_otherwise(given, spins):
+@pytest.mark.parametrize('program, given, spins', [('import unlearning, torch', {}, False), ('import unlearning, torch', {'OMP_WAIT_POLICY': 'active'}, True),
+                                                   ('import torch, unlearning', {}, True), ('import torch, unlearning', {'OMP_WAIT_POLICY': 'passive'}, False)])
+def test_threads_that_wait_sleep_unless_their_user_says_otherwise_or_torch_came_first(program, given, spins):
     """OpenMP itself says how long its threads spin, as torch is loaded."""
     env = {k: v for k, v in os.environ.items() if k != 'OMP_WAIT_POLICY'} | given
-    done = subprocess.run([sys.executable, '-c', 'import unlearning, torch'], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True,
                           env=env | dict(OMP_DISPLAY_ENV='verbose', PYTHONPATH=str(ROOT)))
     said = re.findall(r"SPINCOUNT = '(\d+)'", done.stderr)
     assert said and all((int(n) > 0) == spins for n in said), done.stderr

@@ -614,11 +614,12 @@ def test_lost_network_takes_its_own_lineage_only(tmp_path, monkeypatch):
     assert results.quality.method.tolist() == ['original'] * 2 + ['still'] * 2 and 'still' in summary(results).index
 
 
-@pytest.mark.parametrize('row, says', [('original', 'fewer than two original networks could be trained: original 0 is nan'),
-                                       ('retrain', 'fewer than two retrained networks could be trained: retrain 0 is nan')])
-def test_fewer_than_two_are_not_enough(tmp_path, monkeypatch, row, says):
+@pytest.mark.parametrize('originals, row, says', [('each', 'original', 'fewer than two original networks could be trained: original 0 is nan'),
+                                                  ('each', 'retrain', 'fewer than two retrained networks could be trained: retrain 0 is nan'),
+                                                  ('one', 'original', 'the original network could not be trained: original 0 is nan')])
+def test_fewer_than_two_are_not_enough_nor_is_a_lost_only_original(tmp_path, monkeypatch, originals, row, says):
     losing(monkeypatch, (row, 0))
-    with pytest.raises(FloatingPointError, match=says): run(tiny(tmp_path, recipes=STILL, originals='each', control=True))
+    with pytest.raises(FloatingPointError, match=says): run(tiny(tmp_path, recipes=STILL, originals=originals, control=True))
 
 
 def test_error_in_one_original_leaves_the_other_lineages(tmp_path, monkeypatch):

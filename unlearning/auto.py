@@ -30,7 +30,7 @@ with warnings.catch_warnings():  # its progress bar would like to have ipywidget
 
 # %% ../nbs/94_auto.ipynb #b488b562
 def halves(test: Images) -> tuple:  # Images that tune, Images that are evidence
-    "Test images in two halves, by a hash of each, or of who is on it. `ValueError`: one is empty."
+    "Test images in two halves, by a hash of each, or by person. `ValueError`: one is empty."
     odd = np.array([h[0] % 2 for h in pixel_hashes(test)], dtype=bool)
     if test.identities is not None:  # every second person, in an order that says nothing of them
         who, at = np.unique(test.identities.cpu().numpy(), return_inverse=True)
@@ -254,7 +254,7 @@ class Found:
     recipe: Recipe       # for the request itself
     numbers: dict        # of its method
     trials: pd.DataFrame # a row each: round, method, trace, lost, price, why it is out, numbers
-    passes: float = 0.   # images, forward and backward, that the search took
+    passes: float = 0.   # images, forward and backward, that its unlearning took
     word: str = ""       # why it should not be used; empty: it may be
 
 # %% ../nbs/94_auto.ipynb #8e8c5696

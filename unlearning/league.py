@@ -457,7 +457,7 @@ def _placed_below(found, measured) -> dict:
 ONE = 'No Unlearning is one network and has no rank: run the study with originals="each"'
 
 def misled(found: pd.DataFrame, measured: pd.DataFrame, results: Results) -> pd.DataFrame:
-    "Yardsticks that rank No Unlearning above methods that `forgot`: how many, and which; none did: no rows."
+    "Of each yardstick: how many methods that `forgot` it ranks below No Unlearning, and which; none forgot: no rows."
     if "original" not in measured.index: raise ValueError(ONE)
     def named(m): return f"{title(results, m)} ({found.TA[m].value:+.1f})"
     below = _placed_below(found, measured)

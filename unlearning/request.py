@@ -944,7 +944,7 @@ def _said(r) -> dict:
 
 # %% ../nbs/95_request.ipynb #418b2782
 def hand_over_request(r: Request, out, key: bytes, paths=None) -> Path:
-    "Report, manifest and, if test accuracy was kept, weights: a folder, whole or not at all."
+    "Report, manifest and, unless held back, weights: a folder, whole or not at all."
     facts = report(r)
     def text(content): return lambda path: path.write_text(content, encoding="utf-8")
     def as_json(content): return text(json.dumps(content, indent=1, allow_nan=False) + "\n")
