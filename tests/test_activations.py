@@ -471,3 +471,7 @@ class Counts(Binary):
 @pytest.mark.parametrize('make, why', [(Binary, 'gradients arrive elsewhere'), (Frozen, 'gradients arrive elsewhere'), (Counts, "changes its attribute 'step' in each call")])
 def test_what_a_trace_would_freeze_or_lose_is_refused(make, why):
     with pytest.raises(ValueError, match=why): place_masks(build(make), X)
+
+
+def test_without_an_image_no_activation_is_found():
+    with pytest.raises(ValueError, match='pass one image at least'): place_masks(fresh('small'), images(size=32)[:0])

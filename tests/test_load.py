@@ -173,9 +173,14 @@ def test_labels_are_made_wrong_from_the_truth(wrong):
     assert set(again.forget.indices.tolist()) == set(again.train.indices[again.train.labels != again.train.truth].tolist())
 
 
-@pytest.mark.parametrize('share, says', [(0, 'names 0 of 898'), (0.0005, 'names 0 of 898'), (1, 'names 898 of 898'), (1.5, 'names 1347 of 898.*ask for one that names 1 to 897'), (-0.1, 'names -90 of 898')])
+@pytest.mark.parametrize('share, says', [(0, 'names 0 of 898'), (0.0005, 'names 0 of 898'), (1, 'names 898 of 898'), (1.5, 'names 1347 of 898.*ask for one that names 1 to 897'), (-0.1, 'names -90 of 898'),
+                                         ('10%', "a share of '10%': 0.1 is a tenth")])
 def test_share_of_nothing_or_everything_is_refused(share, says):
     with pytest.raises(ValueError, match=says): wrong_labels(load_split('digits'), share)
+
+
+def test_positions_need_no_share():
+    assert wrong_labels(make_split(numbered(0, 4, 2), numbered(60, 4, 2), [1]), at=[2]).forget.indices.tolist() == [2]
 
 
 def test_one_class_has_no_wrong_label():

@@ -611,6 +611,7 @@ def place_masks(
     net = unwrap(model)
     if masks(net): return net
     if isinstance(net, torch.jit.ScriptModule): raise ValueError(_SCRIPTED)
+    if not len(x): raise ValueError("activations are found by looking on: pass one image at least")
     x = follow_dtype(net, x[torch.arange(3) % len(x)])
     plan = _verified(net, x)
     _warn_of_recurrent(net)

@@ -729,6 +729,14 @@ def _mislabel(truth, at, classes: int, rng) -> torch.Tensor:  # int64, N
     labels[at] = (truth[at] + torch.from_numpy(rng.integers(1, classes, len(at)))) % classes
     return labels
 
+# %% ../nbs/19_load.ipynb #7d3e51a9
+def _counted(share, n) -> int:
+    "How many of n images a share names. `ValueError`: it is no number, or names none or all."
+    if not isinstance(share, Real): raise ValueError(f"a share of {share!r}: 0.1 is a tenth")
+    if 0 < (wrong := round(share * n)) < n: return wrong
+    raise ValueError(f"a share of {share} names {wrong} of {n} training images: "
+                     f"ask for one that names 1 to {n - 1}")
+
 # %% ../nbs/19_load.ipynb #e0853bdd
 def wrong_labels(
     split: Split,
@@ -741,17 +749,14 @@ def wrong_labels(
     if classes < 2:
         raise ValueError(f"{split.name} has one class, so no label can be wrong: "
                          "use data of two or more")
-    if not 0 < (wrong := round(share * n)) < n:
-        raise ValueError(f"a share of {share} names {wrong} of {n} training images: "
-                         f"ask for one that names 1 to {n - 1}")
     rng = np.random.default_rng([seed, 5])
-    if at is not None: share = len(at := check_forget(at, n)) / n
-    else: at = np.sort(rng.choice(n, wrong, replace=False))
+    at = (np.sort(rng.choice(n, _counted(share, n), replace=False)) if at is None
+          else check_forget(at, n))
     truth = split.train.labels if split.train.truth is None else split.train.truth
     train = replace(split.train,
                     labels=_mislabel(truth.cpu(), at, classes, rng).to(truth.device), truth=truth)
     made = make_split(train, split.test, at, split.classes,
-                      f"{split.name} ({100 * share:.3g} % wrong labels)")
+                      f"{split.name} ({100 * len(at) / n:.3g} % wrong labels)")
     return replace(made, val=split.val)
 
 # %% ../nbs/19_load.ipynb #5c921d36
