@@ -254,7 +254,7 @@ class Found:
     recipe: Recipe       # for the request itself
     numbers: dict        # of its method
     trials: pd.DataFrame # a row each: round, method, trace, lost, price, why it is out, numbers
-    passes: float = 0.   # images, forward and backward, that its unlearning took
+    passes: float = 0.   # images, forward and backward, that the search's unlearning took
     word: str = ""       # why it should not be used; empty: it may be
 
 # %% ../nbs/94_auto.ipynb #8e8c5696

@@ -379,7 +379,7 @@ class Task:
     def __post_init__(self):
         if re.fullmatch(r"\w[\w+#=. -]*", self.method): return  # the name becomes part of a file's
         raise ValueError(f"{self.method!r} cannot name a row: "
-                         "use letters, digits and _ + # = . - only")
+                         "begin with a letter, a digit or _, and use these, blanks and + # = . - only")
 
     @property
     def key(self):

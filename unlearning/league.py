@@ -393,7 +393,7 @@ def _distances(results, row, frame) -> dict:
     return {f"KLOM {part} ↓": v for part, v in apart.items()} | products
 
 # %% ../nbs/92_league.ipynb #e5cf0fe0
-def yardsticks(results: Results) -> pd.DataFrame:  # numbers, and Intervals in "F ↑"
+def yardsticks(results: Results) -> pd.DataFrame:  # numbers; Intervals in "F ↑", "ToW ↑", "ToW-MIA ↑"
     "A row for each method of three networks or more, the reference first. KLOM: 95th percentile over images, nats."
     frame = pd.concat([results.networks, results.beside])
     mean = frame.groupby("method")[[*PAPER_ATTACKS]].mean()
@@ -429,7 +429,7 @@ def thinned(found) -> list:
 def agreement(found: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     "Rank correlations of the yardsticks over No Unlearning and the whole methods that changed anything."
     out = ["reference", *idle(found), *thinned(found)]
-    # F / ceiling ranks alike
+    # F / ceiling is the same score, by each row's ceiling
     scores = measured.drop(out, errors="ignore").drop(columns="F ↑", errors="ignore")
     scores["|memory left| ↓"] = [abs(found.memory[m].value) if m in found.index else np.nan
                                  for m in scores.index]
