@@ -30,7 +30,7 @@ class Training:
     epochs: float = 8               # unlearning counts in fractions of an epoch
     batch_size: int = 256
     optimizer: str = "sgd"          # "sgd" (Nesterov) or "adamw"
-    lr: float = 0.4                 # the peak, for "onecycle"; the start, for the others
+    lr: float = 0.4                 # the peak of "onecycle" and "tent"; the start of the others
     schedule: str = "onecycle"      # "onecycle", "cosine", "halving" (each epoch), "tent", "constant"
     momentum: float = 0.9           # of sgd
     weight_decay: float = 5e-4
