@@ -17,6 +17,7 @@ from torch import nn
 
 from unlearning import request
 from unlearning.auto import NO_USE, halves, pseudo_request, whole_people
+from unlearning.check import Doubt
 from unlearning.images import make_split, pixel_hashes
 from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
@@ -24,7 +25,7 @@ from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
 from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example, of_people,
                                 page, paired, people_named, refer, report, run, run_request, set_apart, source_of, weigh,
-                                weigh_earlier, weigh_labels)
+                                warn_coarse, weigh_earlier, weigh_labels)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.finetune import finetune
 from unlearning.training import Training, fit, logits
@@ -848,3 +849,10 @@ def test_one_case_is_too_few_for_references(compared, tmp_path, monkeypatch):
 def test_the_answer_is_not_the_folder_of_references(asked, key, tmp_path, monkeypatch):
     monkeypatch.setattr(request, 'look', lambda *args: pytest.fail('work was begun'))
     with pytest.raises(ValueError, match='is the folder of retrained networks'): run_request(asked(references=4), tmp_path / 'references', key)
+
+
+def test_an_allowance_of_less_than_one_image_is_doubted():
+    """Of 31 images one is 3.2 points."""
+    few = SimpleNamespace(held_out=range(31), max_test_drop=3.0)
+    with pytest.warns(Doubt, match=r'measured on 31 images, of which one is 3.2 points, and 3.0 may be lost.*max_test_drop'): warn_coarse(few)
+    with warnings.catch_warnings(action='error'): warn_coarse(SimpleNamespace(held_out=range(34), max_test_drop=3.0))
