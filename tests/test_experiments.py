@@ -101,6 +101,14 @@ def test_cifar10_as_it_stands(run, tmp_path):
     assert (tmp_path/'cifar10.ipynb').stat().st_size < 1e6
 
 
+@pytest.mark.slow
+def test_cifar10_of_two_methods(run, tmp_path):
+    """Every table and figure does without the others."""
+    if not (data_root()/'cifar-10-batches-py').is_dir(): pytest.skip(f'no cifar-10-batches-py in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
+    shown, _ = run('cifar10', methods=['finetune', 'scrub'], out=str(tmp_path/'out'))
+    assert pd.read_csv(tmp_path/'out'/'summary.csv', index_col=0).index.tolist() == ['retrain', 'finetune', 'scrub', 'original'] and 'SCRUB' in shown
+
+
 def assert_stands_beside_no_paper(shown): assert not re.search(r'\bours\b', shown)
 
 
