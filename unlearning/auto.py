@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'RANGES', 'DELETING',
-           'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH',
+           'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH',
            'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'Even', 'of_classes',
            'refuse_even', 'Ground', 'try_out', 'WrongLabels', 'log', 'among', 'told', 'quiet', 'Found',
            'pseudo_requests', 'runs_of', 'auto']
@@ -264,6 +264,8 @@ LEAST_HARM = ("none of {} trials kept test accuracy within {:.1f} points each ti
               "this one lost {:.1f} on average")
 UNSTEADY = ("the best of {} trials kept test accuracy within {:.1f} points at first, "
             "and not each time when they were run once more: this one lost {:.1f} there on average")
+DIVERGED = ("the best of {} trials kept test accuracy within {:.1f} points at first, and diverged when they "
+            "were run once more: this one lost {:.1f} at first, on average")
 NO_USE = ("the best of {} trials within {:.1f} points of test accuracy, run once more, were no "
           "better than doing nothing, a point of it counted as ten percent of the trace. "
           "Allow more trials, a larger budget or a larger loss, "
@@ -278,7 +280,8 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
     if len(fair):
         at = fair.price.idxmin()
         return at, "" if fair.price[at] < 100 else NO_USE.format(len(first), max_test_drop)
-    rows, word = (last, UNSTEADY) if last.price.notna().any() else (first, LEAST_HARM)
+    rows, word = ((last, UNSTEADY) if last.price.notna().any()
+                  else (first, DIVERGED if len(last) else LEAST_HARM))
     at = rows.lost.astype(float).idxmin()
     return at, word.format(len(first), max_test_drop, rows.lost[at])
 
