@@ -46,7 +46,7 @@ endef
 
 install: $(READY)  ## .venv, with all that is needed: about 4 minutes and 6 GB
 
-study: $(READY)  ## the paper's methods on wrong labels, on handwritten digits and on rendered faces, in minutes
+study: $(READY)  ## the paper's methods on wrong labels, digits and rendered faces: 5 minutes on two cores
 	$(call run,$(NBS)/noisy_labels.ipynb,runs/noisy_labels,-p seeds 4)
 	$(call run,$(NBS)/quickstart.ipynb,runs/quickstart)
 	$(call run,$(NBS)/celeba.ipynb,runs/faces,-p images 2000 -p share 0.08 -p epochs 20.0 -p batch_size 64 -p seeds 4 -p samples 0)
