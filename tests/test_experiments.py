@@ -1,6 +1,7 @@
 """Each experiment notebook, run by papermill as its reader would, at its smallest."""
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from unlearning.datasets.faces import render_faces
 from unlearning.league import league, league_table, plot_league
 from unlearning.manifest import differences
 from unlearning.methods.recipes import RECIPES
+from unlearning.training import PAPER_TRAINING, Training
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
 RIVALS = ['Reinit (MSG)', 'Contrast', 'SalUn', 'NegGrad+', 'SSD']
@@ -176,6 +178,12 @@ def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
     source, names = notebook_cell(name, 'Study(', stubs | choice)
     exec(source, names)
     assert asked and all(choice.items() <= kw.items() for kw in asked)
+
+
+@pytest.mark.parametrize('methods, says', [(['finetune', 'salun'], "there is no recipe 'salun': use finetune, "), (['scrub'], 'leaves finetune out')])
+def test_methods_that_a_study_cannot_have_are_refused_before_it(methods, says):
+    source, names = notebook_cell('cifar10', 'known = (', dict(methods=methods, RECIPES=RECIPES, PAPER_TRAINING=PAPER_TRAINING, Training=Training, replace=replace))
+    with pytest.raises(ValueError, match=says): exec(source, names)
 
 
 @pytest.mark.parametrize('name, given, exchangeable', [

@@ -851,8 +851,11 @@ def test_the_answer_is_not_the_folder_of_references(asked, key, tmp_path, monkey
     with pytest.raises(ValueError, match='is the folder of retrained networks'): run_request(asked(references=4), tmp_path / 'references', key)
 
 
-def test_an_allowance_of_less_than_one_image_is_doubted():
-    """Of 31 images one is 3.2 points."""
-    few = SimpleNamespace(held_out=range(31), max_test_drop=3.0)
-    with pytest.warns(Doubt, match=r'measured on 31 images, of which one is 3.2 points, and 3.0 may be lost.*max_test_drop'): warn_coarse(few)
-    with warnings.catch_warnings(action='error'): warn_coarse(SimpleNamespace(held_out=range(34), max_test_drop=3.0))
+def test_an_allowance_of_less_than_one_image_is_doubted(asked):
+    r = asked(max_test_drop=0.01)
+    with pytest.warns(Doubt, match=rf'measured on {len(r.held_out)} images, of which one is .* holds the weights back.*max_test_drop'): look(r)
+
+
+@pytest.mark.parametrize('n, allowed', [(34, 3.0), (31, 0.0)])
+def test_an_allowance_of_one_image_or_of_nothing_is_meant(n, allowed):
+    with warnings.catch_warnings(action='error'): warn_coarse(SimpleNamespace(held_out=range(n), max_test_drop=allowed))

@@ -238,7 +238,8 @@ def trials(*rows):
     ([(1, 80., 0.5, ''), (1, 60., 0.5, ''), (2, 60., 1.5, TOO_COSTLY), (2, 50., 2.5, TOO_COSTLY)], 2, UNSTEADY.format(2, 1., 1.5)),
     ([(1, 80., 0.5, ''), (1, 120., 0., ''), (2, 99., 0.5, ''), (2, 110., 0., '')], 2, NO_USE.format(2, 1.)),
     ([(1, 80., 7., TOO_COSTLY), (1, 90., 3., TOO_COSTLY), (1, None, None, 'diverged')], 1, LEAST_HARM.format(3, 1., 3.)),
-    ([(1, 80., 0.5, ''), (1, 90., -0.5, ''), (2, None, None, 'diverged'), (2, None, None, 'diverged')], 1, DIVERGED.format(2, 1., -0.5))])
+    ([(1, 140., -0.9, ''), (1, 80., 0.5, ''), (1, 90., -0.5, ''), (1, 40., -1.2, TOO_COSTLY), (2, None, None, 'diverged'), (2, None, None, 'diverged')],
+     2, DIVERGED.format(4, 1., -0.5))])
 def test_why_what_a_search_has_found_should_not_be_used(rows, at, word): assert _chosen(trials(*rows), 1.) == (at, word)
 
 

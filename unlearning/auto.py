@@ -272,7 +272,7 @@ NO_USE = ("the best of {} trials within {:.1f} points of test accuracy, run once
           "and check learning rate, batch size and optimizer of `training`")
 
 def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should not be used
-    "The best finalist; else the least harmful of the last round that there was."
+    "The best finalist; else the least harmful one; else the least harmful trial."
     first, last = (table[table["round"] == k] for k in (1, 2))
     if not first.price.notna().any():
         raise ValueError(NO_TRIAL.format(len(first), ", ".join(first.out.unique())))
@@ -280,8 +280,9 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
     if len(fair):
         at = fair.price.idxmin()
         return at, "" if fair.price[at] < 100 else NO_USE.format(len(first), max_test_drop)
-    rows, word = ((last, UNSTEADY) if last.price.notna().any()
-                  else (first, DIVERGED if len(last) else LEAST_HARM))
+    rows, word = ((last, UNSTEADY) if last.price.notna().any() else (first, LEAST_HARM))
+    if len(last) and rows is first:
+        rows, word = first[first.out == ""].nsmallest(FINALISTS, "price"), DIVERGED
     at = rows.lost.astype(float).idxmin()
     return at, word.format(len(first), max_test_drop, rows.lost[at])
 

@@ -332,7 +332,7 @@ COARSE = ("the test accuracy that may be lost is measured on {} images, of which
 
 def warn_coarse(r):
     n = len(r.held_out)
-    if r.max_test_drop < 100 / n: warnings.warn(COARSE.format(n, 100 / n, r.max_test_drop), Doubt)
+    if 0 < r.max_test_drop < 100 / n: warnings.warn(COARSE.format(n, 100 / n, r.max_test_drop), Doubt)
 
 # %% ../nbs/95_request.ipynb #262f0a78
 def look(r: Request, key: bytes | None = None, paths=None) -> pd.Series:
