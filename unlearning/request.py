@@ -331,6 +331,7 @@ COARSE = ("the test accuracy that may be lost is measured on {} images, of which
           "Name more test images, or allow more (max_test_drop)")
 
 def warn_coarse(r):
+    "A `Doubt` where one image of the half that weighs the loss is more than may be lost."
     n = len(r.held_out)
     if 0 < r.max_test_drop < 100 / n: warnings.warn(COARSE.format(n, 100 / n, r.max_test_drop), Doubt)
 
