@@ -280,9 +280,9 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
     if len(fair):
         at = fair.price.idxmin()
         return at, "" if fair.price[at] < 100 else NO_USE.format(len(first), max_test_drop)
-    rows, word = ((last, UNSTEADY) if last.price.notna().any() else (first, LEAST_HARM))
-    if len(last) and rows is first:
-        rows, word = first[first.out == ""].nsmallest(FINALISTS, "price"), DIVERGED
+    finalists = first[first.out == ""].nsmallest(FINALISTS, "price")
+    rows, word = ((last, UNSTEADY) if last.price.notna().any() else
+                  (finalists, DIVERGED) if len(last) else (first, LEAST_HARM))
     at = rows.lost.astype(float).idxmin()
     return at, word.format(len(first), max_test_drop, rows.lost[at])
 
