@@ -22,7 +22,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from unlearning import request
-from unlearning.auto import COLUMNS, DIVERGED, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Found, _chosen
+from unlearning.auto import COLUMNS, DIVERGED, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Found, _chosen, _table
 from unlearning.check import ask
 from unlearning.datasets.yours import PlainFolder, from_dataset
 from unlearning.images import make_split
@@ -228,9 +228,9 @@ def test_two_hundred_images_of_a_torchvision_network_are_found_and_less_of_them_
 # What a search may find
 
 def trials(*rows):
-    "A table of `auto`: round, trace, points of accuracy lost, why it is out."
+    "A table as `auto` makes it: round, trace, points of accuracy lost, why it is out."
     rows = [dict(round=k, method='finetune', trace=left, lost=lost, price=left and left + 10 * max(0., lost), out=out, numbers={}) for k, left, lost, out in rows]
-    return pd.DataFrame(rows, columns=COLUMNS).astype(dict(price=float, lost=float, trace=float))
+    return _table(rows)
 
 
 @pytest.mark.parametrize('rows, at, word', [

@@ -289,6 +289,7 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
 # %% ../nbs/94_auto.ipynb #fb61ee9b
 COLUMNS = ["round", "method", "trace", "lost", "price", "out", "numbers"]
 FINALISTS = 2  # trials that are run again
+def _table(rows): return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[2:5], float))
 # images, or people, that pseudo requests have together, as far as eight go
 ENOUGH, ENOUGH_PEOPLE = 60, 12
 
@@ -330,12 +331,11 @@ def auto(
     seeds, make = [1000 * seed + k for k in range(n + more)], WrongLabels if wrong_labels else Ground
     ground = make(model, split, unseen, training, share, max_test_drop, seeds)
     rows = [row for m in methods for row in _searched(ground, m, trials, seeds[:n], seed, say)]
-    first = pd.DataFrame(rows, columns=COLUMNS).astype(dict(price=float, lost=float, trace=float))
+    first = _table(rows)
     best = first[first.out == ""].nsmallest(FINALISTS, "price")
     again = [_row(ground, m, numbers, seeds[n:], 2)
              for m, numbers in zip(best.method, best.numbers)]
-    return _found(ground, pd.concat([first, pd.DataFrame(again, columns=COLUMNS)],
-                                    ignore_index=True))
+    return _found(ground, pd.concat([first, _table(again)], ignore_index=True))
 
 # %% ../nbs/94_auto.ipynb #e9037483
 def _found(ground, table) -> Found:
