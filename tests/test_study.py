@@ -2,8 +2,10 @@
 import json, os, shutil, signal, subprocess, sys, textwrap, warnings, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import safetensors
 import torch
@@ -18,11 +20,11 @@ from unlearning.methods.random_labels import RandomLabels, random_labels
 from unlearning.metrics.accuracy import accuracy
 from unlearning.metrics.forget_quality import forget_quality, statistic
 from unlearning.metrics.membership_inference import mia_gaps, svc_mia
-from unlearning.report import (ATTACKS, chance_table, forget_table, mia_table, plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, protocol,
+from unlearning.report import (ATTACKS, PAPER_NAMES, chance_table, forget_table, mia_table, plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, paper_claims, protocol,
                                resampled_gaps, save_report, summary, witness)
 from unlearning.parameters import check_parameters
 from unlearning.models import create_model
-from unlearning.study import (Study, half, listing, logits_in, measured_rows, measurements, network_tasks, pack, recipe_settings, run_study,
+from unlearning.study import (Answers, Results, Study, forget_qualities, half, listing, logits_in, measured_rows, measurements, network_tasks, pack, recipe_settings, run_study,
                               training_seed, unpack, weights_in)
 from unlearning.training import Training, cross_entropy, fit, logits
 from unlearning.files import read_arrays, write_arrays
@@ -406,6 +408,45 @@ def test_separation_is_counted_pair_by_pair(finished):
             assert row[f'{one} above {other}'] == pytest.approx(50 + 50 * wins, abs=1e-3)
     told = witness(results)
     assert list(told.index) == ['Retrain', 'No Unlearning'] and told['forget above test'].str.contains(' ± ').tolist() == [True, False]
+
+
+def of_the_papers_rows(K, gap, shift):
+    "A study of the paper's nine rows: each's mean MIA gap [points], give or take a half, and how far its answers lie from Retrain's."
+    rng, rows = np.random.default_rng(0), list(PAPER_NAMES.values())
+    def network(m, k):
+        scores = 50 + gap.get(m, 5.) * (m != 'retrain') + rng.normal(0, 0.5)
+        return dict(method=m, seed=k, RA=90., TA=80. - 2 * (m == 'soft_relabeling'), UA=80., passes=1., seconds=1.) | dict.fromkeys(ATTACKS, scores)
+    networks = pd.DataFrame([network(m, k) for m in rows for k in range(K)])
+    sure = {m: rng.normal(shift.get(m, 0.2) * (m != 'retrain'), 0.1, (K, 200)) for m in rows}
+    answers = {m: Answers(np.arange(K), dict(forget=v), {}) for m, v in sure.items()}
+    quality = forget_qualities(SimpleNamespace(permutations=2), networks, sure)
+    facts = dict(titles={m: m for m in rows}, data='made up', K=K, originals='each')
+    return Results(networks, quality, None, {}, facts, {}, networks[:0], answers)
+
+
+def test_claims_of_the_paper_that_hold_in_a_study_and_those_that_chance_decides():
+    results = of_the_papers_rows(8, dict(gradient_surgery=1., activation_pruning=20., finetune=5., soft_relabeling=5.),
+                                 dict(gradient_surgery=0.1, activation_pruning=0.))
+    found = paper_claims(results, 'cifar10')
+    assert found.loc['Gradient Surgery has the smallest mean MIA gap'].tolist() == ['yes', 'yes', '100']
+    assert found.loc['Gradient Surgery has the best F of the three'].tolist() == ['no', 'no', '0']
+    assert found.loc["Soft-Relabeling: TA within 1.31 of Retrain's"].tolist() == ['yes', 'no', '0']
+    found = paper_claims(results, 'celeba')
+    assert found.loc['Activation Pruning has the best F'].tolist() == ['yes', 'yes', '100']
+    assert found.loc['Activation Pruning has the largest mean MIA gap'].tolist() == ['yes', 'yes', '100']
+    assert 10 < int(found.loc["Soft-Relabeling's mean MIA gap below Finetune's", 'halves [%]']) < 90  # two rows of one kind
+    assert found.equals(paper_claims(results, 'celeba'))  # the same seed, the same halves
+
+
+def test_a_claim_of_a_row_that_is_not_there_has_no_answer_and_two_networks_have_no_halves():
+    results = of_the_papers_rows(2, {}, {})
+    assert set(paper_claims(results, 'celeba')['halves [%]']) == {'–'} and '–' not in set(paper_claims(results, 'celeba').here)
+    results = of_the_papers_rows(4, {}, {})
+    left = replace(results, networks=results.networks.query('method != "gradient_surgery"'))
+    found = paper_claims(left, 'cifar10')
+    assert found.here.tolist() == ['–', '–', found.here.iloc[2], '–', found.here.iloc[4], 'no'] and set(found.here.iloc[[2, 4]]) <= {'yes', 'no'}
+    assert (found['halves [%]'] == '–').tolist() == (found.here == '–').tolist()
+
 
 
 def test_resampled_gaps_are_gaps_of_redrawn_rows(finished):
