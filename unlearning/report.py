@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'OURS', 'TIMES', 'ORIGINALS', 'LOOK', 'BINS', 'STYLES', 'PAPER_NAMES', 'SOFT', 'SURGERY', 'PRUNING',
-           'OUR_THREE', 'CLAIMS', 'YES', 'resampled_gaps', 'summary', 'origin', 'title', 'mia_table', 'unlearned',
+           'OUR_THREE', 'CLAIMS', 'resampled_gaps', 'summary', 'origin', 'title', 'mia_table', 'unlearned',
            'chance_table', 'forget_table', 'wrong_table', 'protocol', 'as_text', 'save_report', 'panels', 'signed',
            'plot_losses', 'plot_accuracy', 'plot_mia_gaps', 'plot_forget_quality', 'named_points', 'plot_tradeoff',
            'plot_cost', 'plot_wrong_labels', 'witness', 'plot_witness', 'paper_tables', 'paper_summary', 'beside_paper',
-           'plot_beside_paper', 'paper_claims', 'recompute_paper']
+           'plot_beside_paper', 'claims_hold', 'paper_claims', 'recompute_paper']
 
 # %% ../nbs/90_report.ipynb #5792799e
 import math
@@ -549,10 +549,15 @@ CLAIMS["celeba"] = {
         lambda t, m: m.F_paper[SURGERY] > m.F_paper.drop([*OUR_THREE]).max()}
 
 # %% ../nbs/90_report.ipynb #c1a1a50c
-def _holds(claim, table):  # None: a row that it is about is not there
-    t = table.loc[[m for m in PAPER_NAMES.values() if m in table.index]].astype(float)
-    try: return bool(claim(t, t.drop(["retrain", "original"])))
+def _asked(claim, t, m):
+    try: return bool(claim(t, m))
     except KeyError: return None
+
+def claims_hold(table, dataset: str) -> dict:  # yes, no, or None: a row that it is about is not there
+    "Which sentences of §5 hold in a table such as `paper_summary` or `summary`."
+    t = table.loc[[m for m in PAPER_NAMES.values() if m in table.index]].astype(float)
+    m = t.drop(["retrain", "original"])
+    return {words: _asked(claim, t, m) for words, claim in CLAIMS[dataset].items()}
 
 # %% ../nbs/90_report.ipynb #c1a1a504
 def _half(results, groups, rng) -> pd.DataFrame:
@@ -567,7 +572,7 @@ def _half(results, groups, rng) -> pd.DataFrame:
     return t.assign(mean_gap=gaps, F_paper=pd.Series(F))
 
 # %% ../nbs/90_report.ipynb #c1a1a505
-YES = {None: "–", True: "yes", False: "no"}
+def _share(held): return f"{100 * held.mean():.0f}" if len(held) and held.notna().all() else "–"
 
 def paper_claims(
     results: Results,
@@ -575,16 +580,14 @@ def paper_claims(
     draws: int = 200, seed: int = 0,
 ) -> pd.DataFrame:  # yes, no, or – where a row is not there
     "What §5 says: does it hold in the paper's tables, in a study, and in how many of its halves (K of 4 at least)?"
-    rng, here, paper = np.random.default_rng(seed), summary(results), paper_summary(dataset)
     groups = {m: f.sort_values("seed") for m, f in results.networks.groupby("method")}
     enough = min(len(groups[m]) for m in groups if m != "original") >= 4  # F takes two a side
-    halves = [_half(results, groups, rng) for _ in range(draws * enough)]
-    def asked(claim):
-        held = [_holds(claim, half) for half in halves]
-        share = f"{100 * np.mean(held):.0f}" if held and None not in held else "–"
-        return YES[_holds(claim, paper)], YES[_holds(claim, here)], share
-    table = pd.DataFrame.from_dict({words: asked(c) for words, c in CLAIMS[dataset].items()},
-                                   orient="index", columns=["paper", "here", "halves [%]"])
+    rng, words = np.random.default_rng(seed), list(CLAIMS[dataset])
+    halves = [claims_hold(_half(results, groups, rng), dataset) for _ in range(draws * enough)]
+    tables = dict(paper=paper_summary(dataset), here=summary(results))
+    table = pd.DataFrame({k: claims_hold(t, dataset) for k, t in tables.items()}, dtype=object)
+    table = table.replace({True: "yes", False: "no", None: "–"})
+    table["halves [%]"] = [_share(held) for _, held in pd.DataFrame(halves, columns=words).items()]
     return table.rename_axis(columns=origin(results))
 
 # %% ../nbs/90_report.ipynb #0a1657c8
