@@ -15,6 +15,7 @@ from unlearning.datasets.source import data_root
 from unlearning.datasets.faces import render_faces
 from unlearning.league import league, league_table, plot_league
 from unlearning.manifest import differences
+from unlearning.methods.budget import WITHIN, tuned
 from unlearning.methods.recipes import RECIPES
 from unlearning.training import PAPER_TRAINING, Training
 
@@ -184,6 +185,22 @@ def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
 def test_methods_that_a_study_cannot_have_are_refused_before_it(methods, says):
     source, names = notebook_cell('cifar10', 'known = (', dict(methods=methods, RECIPES=RECIPES, PAPER_TRAINING=PAPER_TRAINING, Training=Training, replace=replace))
     with pytest.raises(ValueError, match=says): exec(source, names)
+
+
+@pytest.mark.parametrize('given, says', [
+    (dict(networks=['small', 'resnet20']), "unknown network 'resnet20': use small, resnet18, "),
+    (dict(methods=['finetune', 'undo']), "unknown method 'undo': use .*finetune, ")])
+def test_networks_and_methods_that_no_comparison_of_architectures_has_are_refused_before_it(given, says):
+    source, names = notebook_cell('architectures', 'TRAINING = {', dict(Training=Training, replace=replace, WITHIN=WITHIN, tuned=tuned) | given)
+    with pytest.raises(ValueError, match=says): exec(source, names)
+
+
+def test_a_method_too_dear_for_a_network_is_refused_before_it():
+    ask = dict(all_within=lambda budget, told: ({}, {'finetune': 'a pass takes 8 %'}), Budget=lambda *a: None, split=None, trained={'vit': SimpleNamespace(TA={'original': 50.})},
+               numbers={}, TRAINING=dict(vit=None), share=0.01, methods=['finetune'])
+    source, names = notebook_cell('architectures', 'def recipes_of(n):', ask)
+    exec(source.split('\n\nresults')[0], names)
+    with pytest.raises(ValueError, match='network vit: a pass takes 8 %'): names['recipes_of']('vit')
 
 
 @pytest.mark.parametrize('name, given, exchangeable', [
