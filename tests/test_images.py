@@ -3,6 +3,7 @@ import json, pickle, subprocess, sys, textwrap
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from unlearning import images as module
 from unlearning.augment import AUGMENTATIONS, augmentations
 from unlearning.images import (Batch, ImageFile, Images, batches, channel_statistics, draw_balanced, in_memory,
                                make_split, read_split, save_split, shared_split)
+from unlearning.show import show_images
 
 
 def numbered(start, n, classes=3):
@@ -520,3 +522,11 @@ def test_no_test_images(classes):
 def test_a_subset_of_a_large_forget_set_retains_something(subset):
     split = make_split(numbered(0, 60), numbered(60, 9), range(59), subset=subset)
     assert len(split.retain) == 1 and len(split.train) == subset
+
+
+@pytest.mark.parametrize('channels, shape', [(1, (4, 4)), (2, (4, 4)), (3, (4, 4, 3)), (4, (4, 4))])
+def test_images_of_any_number_of_channels_are_shown(channels, shape):
+    pixels = torch.arange(2 * channels * 16, dtype=torch.uint8).reshape(2, channels, 4, 4)
+    fig = show_images(Images(pixels, torch.tensor([0, 1]), torch.arange(2), torch.zeros(channels), torch.ones(channels)))
+    assert [ax.images[0].get_array().shape for ax in fig.axes] == [shape] * 2
+    plt.close(fig)

@@ -328,6 +328,7 @@ def test_random_labels_are_any_but_their_own():
     counts = torch.zeros(10, 10).index_put_((y, drawn), torch.ones(len(y)), accumulate=True)
     assert (counts.diag() == 0).all() and counts[~torch.eye(10, dtype=bool)].min() > 60  # of 111 expected
     assert set(random_other_labels(torch.tensor([0, 1]), 2, torch.Generator()).tolist()) == {0, 1}
+    with pytest.raises(ValueError, match='one class, and so no other label'): random_other_labels(torch.tensor([0]), 1, torch.Generator())
 
 
 # Freezing

@@ -390,6 +390,18 @@ def test_subclass_of_a_dataclass_that_is_none(module, edit):
     assert hash_of(module((edit[0], edit[1])).Sub(0.5)) != before
 
 
+class Ids(list): pass
+class Level(int): pass
+
+
+@pytest.mark.parametrize('kind, value', [(Ids, [1, 2]), (Level, 3)])
+def test_attributes_of_ones_own_data_count(kind, value):
+    plain, before, after = kind(value), kind(value), kind(value)
+    before.source, after.source = 'a.txt', 'b.txt'
+    assert describe(plain) == describe(value)  # as it was before attributes counted
+    assert len({hash_of(x) for x in (plain, before, after)}) == 3
+
+
 def test_closures_defaults_partials_and_methods():
     def outer(n):
         def f(x=1): return x + n

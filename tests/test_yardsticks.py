@@ -1,5 +1,6 @@
 """U-LiRA, KLOM, ToW and the interval of F against slow references: one network, one image and one bin at a time."""
 import hashlib
+import warnings
 from math import exp, inf, log, pi, sqrt
 
 import numpy as np
@@ -194,6 +195,12 @@ def test_the_interval_of_F_against_the_reference(protocol):
     half = sqrt(V) * t.ppf(0.975, V**2 / sum(v**2 / df for v, df in parts))
     F = forget_quality(u, r, protocol, permutations=0).F
     assert quality_interval(u, r, protocol) == pytest.approx((F, max(F - half, 0), min(F + half, 1)))
+
+
+def test_of_one_image_the_quality_of_others_is_unknown():
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert quality_interval(X[:, :1], X[:, 1:2]) == (forget_quality(X[:, :1], X[:, 1:2], permutations=0).F, 0, 1)
 
 
 @pytest.mark.parametrize('K', [4, 8])

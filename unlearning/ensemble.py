@@ -54,11 +54,16 @@ def _refuse_called_data(settings):  # which is described by its content alone
         raise TypeError(f"{settings!r} is a {type(settings).__name__} that is called, and its code would "
                         "not be seen: make it a dataclass with a method __call__")
 
+def _with_attributes(settings, content, _seen):  # which data of one's own kind may carry
+    plain = isinstance(settings, DATA) and not isinstance(settings, Enum) and own(type(settings))
+    more = vars(settings) if plain and hasattr(settings, "__dict__") else {}
+    return [content, describe(more, _seen)] if more else content
+
 def describe(settings, _seen=None):
     "Settings as plain JSON data, the same in every process; other content, other data. `TypeError` on what has none."
     _refuse_called_data(settings)
     kind = next((c for c in type(settings).__mro__ if c in DESCRIBERS), None)
-    if kind: return DESCRIBERS[kind](settings, _seen)
+    if kind: return _with_attributes(settings, DESCRIBERS[kind](settings, _seen), _seen)
     if is_dataclass(settings) or own(type(settings)): return _instance(settings, _seen)
     if _seen is not None: return _mentioned(settings, _seen)  # by code: see below
     raise TypeError(f"{settings!r} is not plain data: describe settings by numbers, strings, "

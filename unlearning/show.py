@@ -33,6 +33,7 @@ def wrong_digits(seed: int = 0) -> tuple:  # split, original, retrained
 def show_images(images, titles=None, size=0.9):
     "The images in a row, each with a line above it."
     pixels = images.images.permute(0, 2, 3, 1).cpu().numpy()
+    if pixels.shape[-1] not in (1, 3): pixels = pixels.mean(-1)  # of other channels than colours
     fig, axes = plt.subplots(1, len(pixels), figsize=(size * len(pixels), size + 0.5), squeeze=False)
     for i, (ax, image) in enumerate(zip(axes[0], pixels)):
         ax.imshow(image.squeeze(), cmap="gray_r"); ax.set_axis_off()

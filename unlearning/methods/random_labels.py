@@ -15,7 +15,8 @@ from ..unlearn import Erase, ForgetLoss, Recipe, Repair
 
 # %% ../../nbs/methods/41_random_labels.ipynb #1972fbac
 def random_other_labels(y, num_classes: int, rng: torch.Generator):
-    "For each label, one of the other classes, drawn uniformly. int64, same shape."
+    "For each label, one of the other classes, drawn uniformly. int64, same shape. `ValueError`: there is no other."
+    if num_classes < 2: raise ValueError("there is one class, and so no other label: random labels take two or more")
     return (y + torch.randint(1, num_classes, y.shape, generator=rng).to(y.device)) % num_classes
 
 @dataclass(frozen=True)

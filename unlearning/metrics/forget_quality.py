@@ -226,6 +226,7 @@ def quality_interval(
     def without(side, k):
         return scores(*(np.delete(x, k, 0) if i == side else x for i, x in enumerate(sides))).mean()
     F = scores(*sides)
+    if len(F) == 1: return Interval(float(F[0]), 0., 1.)  # what another image would give is unknown
     networks = [(k - 1) * np.var([without(side, i) for i in range(k)]) for side, k in enumerate(K)]
     half = _half_width([*networks, F.var(ddof=1) / len(F)], [K[0] - 1, K[1] - 1, len(F) - 1])
     return Interval(float(F.mean()), max(0., float(F.mean()) - half),
