@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'RANGES', 'DELETING',
-           'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE', 'COLUMNS', 'FINALISTS', 'NUMBERS',
-           'ENOUGH', 'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'Even',
-           'of_classes', 'refuse_even', 'Ground', 'try_out', 'WrongLabels', 'log', 'among', 'told', 'quiet', 'Found',
+           'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH',
+           'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'Even', 'of_classes',
+           'refuse_even', 'Ground', 'try_out', 'WrongLabels', 'log', 'among', 'told', 'quiet', 'Found',
            'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
@@ -289,8 +289,9 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
 # %% ../nbs/94_auto.ipynb #fb61ee9b
 COLUMNS = ["round", "method", "trace", "lost", "price", "out", "numbers"]
 FINALISTS = 2  # trials that are run again
-NUMBERS = dict(round=int, trace=float, lost=float, price=float)
-def _table(rows): return pd.DataFrame(rows, columns=COLUMNS).astype(NUMBERS)
+def _table(rows):
+    kinds = dict(round=int, trace=float, lost=float, price=float)  # of no rows, too
+    return pd.DataFrame(rows, columns=COLUMNS).astype(kinds)
 # images, or people, that pseudo requests have together, as far as eight go
 ENOUGH, ENOUGH_PEOPLE = 60, 12
 
