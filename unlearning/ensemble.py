@@ -55,9 +55,9 @@ def _refuse_called_data(settings):  # which is described by its content alone
                         "not be seen: make it a dataclass with a method __call__")
 
 def _with_attributes(settings, content, _seen):  # which data of one's own kind may carry
-    plain = isinstance(settings, DATA) and not isinstance(settings, Enum) and own(type(settings))
-    more = vars(settings) if plain and hasattr(settings, "__dict__") else {}
-    return [content, describe(more, _seen)] if more else content
+    more = getattr(settings, "__dict__", {}) if isinstance(settings, DATA) else {}
+    its_own = more and not isinstance(settings, Enum) and own(type(settings))
+    return [content, describe(more, _seen)] if its_own else content
 
 def describe(settings, _seen=None):
     "Settings as plain JSON data, the same in every process; other content, other data. `TypeError` on what has none."
