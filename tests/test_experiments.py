@@ -15,6 +15,7 @@ from unlearning.datasets.source import data_root
 from unlearning.datasets.faces import render_faces
 from unlearning.league import league, league_table, plot_league
 from unlearning.manifest import differences
+from unlearning.auto import RANGES
 from unlearning.methods.budget import WITHIN, tuned
 from unlearning.methods.recipes import RECIPES
 from unlearning.training import PAPER_TRAINING, Training
@@ -189,9 +190,11 @@ def test_methods_that_a_study_cannot_have_are_refused_before_it(methods, says):
 
 @pytest.mark.parametrize('given, says', [
     (dict(networks=['small', 'resnet20']), "unknown network 'resnet20': use small, resnet18, "),
-    (dict(methods=['finetune', 'undo']), "unknown method 'undo': use .*finetune, ")])
+    (dict(methods=['finetune', 'undo']), "unknown method 'undo': use .*finetune, "),
+    (dict(methods=['finetune', 'scrub'], search=4), "unknown method 'scrub': use soft_unseen, .*finetune$"),
+    (dict(search=4, settings='cifar10-10000-0.05'), 'search and settings are both given')])
 def test_networks_and_methods_that_no_comparison_of_architectures_has_are_refused_before_it(given, says):
-    source, names = notebook_cell('architectures', 'TRAINING = {', dict(Training=Training, replace=replace, WITHIN=WITHIN, tuned=tuned) | given)
+    source, names = notebook_cell('architectures', 'TRAINING = {', dict(Training=Training, replace=replace, RANGES=RANGES, WITHIN=WITHIN, tuned=tuned) | given)
     with pytest.raises(ValueError, match=says): exec(source, names)
 
 

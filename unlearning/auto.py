@@ -195,6 +195,9 @@ RANGES = {
                                  spread=FloatDistribution(0.5, 2.2)),
     "gradient_surgery": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(2e-5, 1e-2)),
     "random_labels": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(2e-5, 0.3)),
+    "soft_relabeling": REPAIR | dict(passes=among(1, 2, 4), erase_lr=log(2e-5, 0.3),
+                                     temperature=among(1., 2., 4.)),
+    "activation_pruning": REPAIR | dict(lr=log(0.004, 1.), last=FloatDistribution(0.8, 0.99)),
     "finetune": REPAIR}
 DELETING = ("soft_unseen", "gradient_surgery", "finetune")
 RELABELLING = ("random_labels", "gradient_surgery", "finetune")
@@ -256,6 +259,7 @@ class Found:
     trials: pd.DataFrame # a row each: round, method, trace, lost, price, why it is out, numbers
     passes: float = 0.   # images, forward and backward, that the search's unlearning took
     word: str = ""       # why it should not be used; empty: it may be
+    at: int = 0          # of `trials`: the row that was chosen
 
 # %% ../nbs/94_auto.ipynb #8e8c5696
 NO_TRIAL = ("none of {} trials came to an end: {}. Allow a larger share, "
@@ -345,4 +349,4 @@ def _found(ground, table) -> Found:
     method, numbers = table.method[at], table.numbers[at]
     budget = ground.budget(ground.split)
     return Found(WITHIN[method](budget, **numbers), numbers_used(method, budget, numbers), table,
-                 ground.passes, word)
+                 ground.passes, word, int(at))
