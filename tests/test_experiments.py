@@ -15,8 +15,11 @@ from unlearning.datasets.source import data_root
 from unlearning.datasets.faces import render_faces
 from unlearning.league import league, league_table, plot_league
 from unlearning.manifest import differences
-from unlearning.auto import RANGES
-from unlearning.methods.budget import WITHIN, tuned
+from unlearning.auto import RANGES, halves
+from unlearning.ensemble import hash_of
+from unlearning.files import write_whole
+from unlearning.load import load_split
+from unlearning.methods.budget import WITHIN, Budget, all_within, tuned
 from unlearning.methods.recipes import RECIPES
 from unlearning.training import PAPER_TRAINING, Training
 
@@ -196,6 +199,30 @@ def test_methods_that_a_study_cannot_have_are_refused_before_it(methods, says):
 def test_networks_and_methods_that_no_comparison_of_architectures_has_are_refused_before_it(given, says):
     source, names = notebook_cell('architectures', 'TRAINING = {', dict(Training=Training, replace=replace, RANGES=RANGES, WITHIN=WITHIN, tuned=tuned) | given)
     with pytest.raises(ValueError, match=says): exec(source, names)
+
+
+def test_a_search_is_made_once_for_what_is_asked_and_its_numbers_are_used(tmp_path):
+    """Of other parameters it is made again."""
+    calls = []
+    def auto(*args, **kw): calls.append(kw); return SimpleNamespace(numbers=dict(lr=0.25), trials=pd.DataFrame([dict(trace=40., lost=1.)]), at=0, word='')
+    split = load_split('digits', forget=20, subset=200)
+    ask = dict(auto=auto, original_of=id, project_root=lambda: tmp_path, out='.', split=split, halves=halves, hash_of=hash_of, write_whole=write_whole, json=json,
+               TRAINING=dict(small=Training(epochs=12, batch_size=32, lr=0.1, augment=())), search=3, share=0.3)
+    (tmp_path/'small').mkdir()
+    source, names = notebook_cell('architectures', 'def search_for(n, m):', ask)
+    exec(source, names)
+    names['original_of'] = id
+    first, again = (names['search_for']('small', 'finetune') for _ in range(2))
+    assert first == again == dict(numbers=dict(lr=0.25), said={'trace [%]': 40., 'test accuracy': -1., 'word': ''})
+    assert calls == [dict(methods=('finetune',), trials=3)]
+    names['drop'] = 1.
+    names['search_for']('small', 'finetune')
+    assert len(calls) == 2
+    more = dict(searched={('small', 'finetune'): first}, all_within=all_within, Budget=Budget, numbers={}, methods=['finetune'], trained=dict(small=SimpleNamespace(TA=dict(original=50.))))
+    source, made = notebook_cell('architectures', 'def recipes_of(n):', ask | more)
+    exec(source.split('\n\nresults')[0], made)
+    repair, = made['recipes_of']('small')['finetune'].phases
+    assert repair.training.lr == 0.1 * 0.25
 
 
 def test_a_method_too_dear_for_a_network_is_refused_before_it():

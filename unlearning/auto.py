@@ -293,11 +293,12 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
 # %% ../nbs/94_auto.ipynb #fb61ee9b
 COLUMNS = ["round", "method", "trace", "lost", "price", "out", "numbers"]
 FINALISTS = 2  # trials that are run again
+# images, or people, that pseudo requests have together, as far as eight go
+ENOUGH, ENOUGH_PEOPLE = 60, 12
+
 def _table(rows):
     kinds = dict(round=int, trace=float, lost=float, price=float)  # of no rows, too
     return pd.DataFrame(rows, columns=COLUMNS).astype(kinds)
-# images, or people, that pseudo requests have together, as far as eight go
-ENOUGH, ENOUGH_PEOPLE = 60, 12
 
 def pseudo_requests(split: Split, wrong_labels: bool = False) -> tuple:  # of the first round, of the second
     "How many pseudo requests a trial has; with wrong labels, how many seeds."

@@ -47,6 +47,7 @@ def describes(*kinds):
     def register(how): return DESCRIBERS.update(dict.fromkeys(kinds, how)) or how
     return register
 
+# %% ../nbs/80_ensemble.ipynb #80da7a01
 DATA = (str, int, float, tuple, list, dict, set, frozenset, Enum)
 
 def _refuse_called_data(settings):  # which is described by its content alone
@@ -59,6 +60,7 @@ def _with_attributes(settings, content, _seen):  # which data of one's own kind 
     its_own = more and not isinstance(settings, Enum) and own(type(settings))
     return [content, describe(more, _seen)] if its_own else content
 
+# %% ../nbs/80_ensemble.ipynb #80da7a02
 def describe(settings, _seen=None):
     "Settings as plain JSON data, the same in every process; other content, other data. `TypeError` on what has none."
     _refuse_called_data(settings)

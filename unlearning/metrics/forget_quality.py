@@ -215,7 +215,7 @@ def quality_interval(
     protocol="paper",  # "paper" or "challenge", or a `Protocol`
     attacks=None,      # families of attacks instead of the protocol's
 )->Interval:           # F with its interval, over networks and images
-    "95 % interval of F at this K: of other networks and other images of the same kind."
+    "95 % interval of F at this K: of other networks and other images of the same kind; of one image, 0 to 1."
     p, sides = _as_protocol(protocol), _check_values(unlearned, retrained)
     K = [len(x) for x in sides]
     if min(K) < 4:
