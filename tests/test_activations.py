@@ -475,3 +475,24 @@ def test_what_a_trace_would_freeze_or_lose_is_refused(make, why):
 
 def test_without_an_image_no_activation_is_found():
     with pytest.raises(ValueError, match='pass one image at least'): place_masks(fresh('small'), images(size=32)[:0])
+
+
+class OwnWeight(nn.Module):
+    """A block that holds its weight itself, and clamps before it is left."""
+    def __init__(self, i, o): super().__init__(); self.weight = nn.Parameter(torch.randn(o, i, 3, 3) / 5)
+    def forward(self, x): return F.conv2d(x, self.weight).clamp(min=0)
+
+
+def test_a_clamp_after_a_weight_of_the_same_block_is_an_activation():
+    net = nn.Sequential(OwnWeight(1, 8), OwnWeight(8, 8), nn.Flatten(), nn.Linear(128, 10))
+    assert len(masks(place_masks(net, torch.rand(4, 1, 8, 8)))) == 2
+
+
+class InRange(nn.Module):
+    """Puts its pixels into their range, in its weights' own type."""
+    def __init__(self): super().__init__(); self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(144, 10)
+    def forward(self, x): return self.fc(self.conv(x.to(self.conv.weight.dtype).to(self.conv.weight).clamp(0, 1)).relu().flatten(1))
+
+
+def test_pixels_put_in_their_range_are_no_activation():
+    assert len(masks(place_masks(InRange(), torch.rand(4, 1, 8, 8)))) == 1

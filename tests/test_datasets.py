@@ -290,3 +290,33 @@ def test_images_in_no_folder_of_a_class(folder, bare):
     for path in [p for p in (folder/bare).rglob('*') if p.is_file()]: path.rename(folder/bare/f'{path.parent.name}{path.name}')
     for path in [p for p in (folder/bare).iterdir() if p.is_dir()]: path.rmdir()
     with pytest.raises(ValueError, match=rf'{bare} has no folder of a class .*in no class folder.*train/<class>'): load_split('folder', root=folder, forget=1)
+
+
+class Late:
+    """Pictures that are decoded after they have been handed out."""
+    def __init__(self, folder): self.folder = folder
+    def __len__(self): return 40
+    def __getitem__(self, i): return Image.open(self.folder/f'{i}.jpg'), i % 2
+
+
+@pytest.mark.parametrize('large', (False, True))
+def test_a_picture_that_is_damaged_and_decoded_late_is_named(tmp_path, monkeypatch, large):
+    for i in range(40): Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path/f'{i}.jpg')
+    (tmp_path/'8.jpg').write_bytes((tmp_path/'8.jpg').read_bytes()[:2000])
+    if large: monkeypatch.setattr('unlearning.datasets.yours.LARGE', 1)
+    with pytest.raises(ValueError, match='item 8 of 40 cannot be read .*restore it'): from_dataset(Late(tmp_path), Late(tmp_path), cache=tmp_path)
+
+
+@pytest.mark.parametrize('classes', ({'dog': 1, 'cat': 0}, {'dog', 'cat'}, 2))
+def test_names_of_classes_without_an_order_are_none(classes):
+    class Listed(list): pass
+    Listed.classes = classes
+    data = Listed((np.random.default_rng(i).integers(0, 255, (8, 8, 3), np.uint8), i % 2) for i in range(20))
+    assert from_dataset(data, Listed(data)).classes == ('0', '1')
+
+
+def test_a_class_is_found_however_its_name_is_composed(tmp_path):
+    for i, name in enumerate(f'{part}/{c}' for part in ('train', 'test') for c in ('Cafe\u0301', 'bar')):
+        (tmp_path/name).mkdir(parents=True)
+        for k in range(3): Image.fromarray(np.full((6, 6, 3), 20 * i + k, np.uint8)).save(tmp_path/name/f'{k}.png')
+    assert len(load_split('folder', tmp_path, forget='class:Caf\u00e9').forget) == 3

@@ -530,3 +530,10 @@ def test_images_of_any_number_of_channels_are_shown(channels, shape):
     fig = show_images(Images(pixels, torch.tensor([0, 1]), torch.arange(2), torch.zeros(channels), torch.ones(channels)))
     assert [ax.images[0].get_array().shape for ax in fig.axes] == [shape] * 2
     plt.close(fig)
+
+
+def test_a_file_in_the_other_byte_order_is_read(tmp_path):
+    pixels = np.random.default_rng(0).random((8, 3, 8, 8)).astype('>f4')
+    np.save(tmp_path/'big.npy', pixels)
+    images = in_memory(ImageFile(tmp_path/'big.npy'), [0, 1] * 4)
+    assert np.array_equal(images[[2, 5]].source[[2, 5]].numpy(), pixels[[2, 5]])

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from unlearning.activations import masks, watch_activations
 from unlearning.images import Images, batches
@@ -18,6 +19,9 @@ from unlearning.methods.boundary import fgsm, nearest_other_class
 from unlearning.methods.budget import WITHIN, Budget, all_within
 from unlearning.methods.finetune import finetune
 from unlearning.methods.gradient_surgery import Ascend, OrthogonalToRetain, dot
+from unlearning.methods.neggrad_plus import Mixture
+from unlearning.methods.prune_reset import matrices
+from unlearning.methods.sfron import SalientThenRetain
 from unlearning.methods.random_labels import random_labels, random_other_labels
 from unlearning.methods.recipes import RECIPES
 from unlearning.methods.scrub import AwayFromTeacher, TowardsTeacher, distillation
@@ -451,3 +455,29 @@ def test_the_page_of_recipes_names_every_method():
     assert set(linked) == {p.name for p in pages.glob('*.ipynb')} - {'68_budget.ipynb'} and linked.count('62_dual.ipynb') == 2
     for piece in ('WitnessRelabel', 'AscendUnlearned', 'OrthogonalToRetain', 'OnlySalient', 'FadingL1', 'ResetEnds', 'Dampen', 'PruneOwn', 'AsUnseen'): assert piece in table
     for recipe in RECIPES['paper'].values(): assert f'[{recipe.title}](' in table
+
+
+class Tied(nn.Module):
+    """Two layers, one weight."""
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 10)
+        self.b.weight = self.a.weight
+    def forward(self, x): return self.fc(self.b(self.a(x.flatten(1)).relu()).relu())
+
+
+def test_a_shared_weight_is_frozen_by_either_name():
+    split, training = load_split('digits', forget=20, subset=200), Training(epochs=1, batch_size=32, lr=0.05, augment=(), precision='float32')
+    net = Tied()
+    done = unlearn(net, split, replace(finetune(repair=training), constraints=(Freeze('b.'),)))
+    assert torch.equal(done.b.bias, net.b.bias) and torch.equal(done.b.weight, net.b.weight) and not torch.equal(done.fc.weight, net.fc.weight)
+
+
+def test_a_shared_weight_counts_once_among_the_smallest():
+    net = Tied()
+    assert len(matrices(net)) == 2 and sum(w.numel() for w in matrices(net)) == 64 * 64 + 640
+
+
+@pytest.mark.parametrize('step', [Mixture, SalientThenRetain])
+def test_a_weight_that_would_do_nothing_is_refused(step):
+    with pytest.raises(ValueError, match='leave retain_weight out'): step(0.3)

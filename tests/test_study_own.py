@@ -11,6 +11,8 @@ import unlearning, unlearning.study
 from test_study import RECIPES, files, kinds, networks, run, tiny
 from unlearning.activations import mask_activations, masks, place_masks
 from unlearning.ensemble import Store, describe, hash_of
+from unlearning.methods.bad_teacher import bad_teacher
+from unlearning.methods.hybrids import soft_witness
 from unlearning.models import NETWORKS
 from unlearning.study import Blueprint, Maker, blueprint, half, maker, network_tasks, original_task, run_study
 from unlearning.training import Training, fit, logits
@@ -292,7 +294,7 @@ def module(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     count = iter(range(99))
     def load(code=(), head=()):
-        for name, text, edit in (('helpers', HEAD, head), ('nets', textwrap.dedent(HELPERS), code)):
+        for name, text, edit in (('helpers', HEAD, head), ('own_nets', textwrap.dedent(HELPERS), code)):
             if edit:
                 assert text.count(edit[0]) == 1
                 text = text.replace(*edit)
@@ -305,7 +307,7 @@ def module(tmp_path, monkeypatch):
             module = importlib.import_module(name)
         return module
     yield load
-    for name in ('helpers', 'nets'): sys.modules.pop(name, None)
+    for name in ('helpers', 'own_nets'): sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize('edit', [('DEPTH, NOISE = 2', 'DEPTH, NOISE = 3'), ('sd=0.1', 'sd=0.2'), ('nn.Linear(width, width)', 'nn.Linear(width, width, False)'),
@@ -504,3 +506,11 @@ def test_what_is_frozen_is_no_trainings_work():
     fresh = blueprint(pruned, (10, 1, 8)).fresh(1)
     assert torch.equal(fresh[1].weight, net[1].weight) and not fresh[1].weight.requires_grad and not torch.equal(fresh[3].weight, net[3].weight)
     assert all(m.mask is None or m.mask.all() for m in masks(fresh).values())
+
+
+@pytest.mark.parametrize('recipe', (bad_teacher(), soft_witness()))
+def test_a_recipe_that_cannot_work_on_the_network_is_refused_before_the_first_training(recipe, tmp_path):
+    """A transformer's class token is drawn by no layer: no such network can be made anew."""
+    study = tiny(tmp_path / 'out', recipes={'odd': recipe}, network='vit')
+    with pytest.raises(ValueError, match="recipe 'odd': .* is drawn anew by no reset_parameters .*give its module one$"): run(study)
+    assert not networks(tmp_path / 'out')

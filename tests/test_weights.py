@@ -337,3 +337,10 @@ def test_a_name_that_all_have_in_common_falls_away(tmp_path):
     own = small().state_dict()
     torch.save({'state_dict': {f'model.{k}': v for k, v in own.items()}}, path := tmp_path/'lightning.ckpt')
     assert all(torch.equal(v, own[k]) for k, v in load_weights(small(1), path).state_dict().items())
+
+
+def test_two_tensors_do_not_fit_into_one(tmp_path):
+    free, tied = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for _ in range(2))
+    tied[1].weight = tied[0].weight
+    torch.save(free.state_dict(), tmp_path/'free.pt')
+    with pytest.raises(ValueError, match='0.weight and 1.weight are one tensor there, and two in the file'): load_weights(tied, tmp_path/'free.pt')

@@ -67,6 +67,11 @@ def _is_activation(func, args, kwargs):
     return isinstance(low, (int, float)) and low == 0
 
 # %% ../nbs/21_activations.ipynb #ca311d8c
+def _of_weights(func, out, args, kwargs):
+    "Is this a tensor that a parameter went into? (One may ask it only for its type.)"
+    if not isinstance(out, torch.Tensor) or func.__name__ in ("__get__", "to", "type_as"): return False
+    return any(isinstance(a, nn.Parameter) for a in (*args, *kwargs.values()))
+
 def _is_hidden(func, args, kwargs):
     "Is this the larger of a tensor and zeros?"
     zero = lambda v: isinstance(v, torch.Tensor) and not v.requires_grad and not v.any()
@@ -125,6 +130,7 @@ class Pass(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
+        self.early = self.early and not _of_weights(func, out, args, kwargs or {})
         if self.frame and _is_activation(func, args, kwargs or {}):
             self.calls.append(Call(func, self.frame, out, early=self.early))
         if self.frame and _is_hidden(func, args, kwargs or {}):

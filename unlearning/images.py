@@ -157,7 +157,7 @@ class ImageFile:
     def __getitem__(self, rows):
         "A copy of some images, as a tensor."
         rows = np.arange(len(self))[rows.numpy() if torch.is_tensor(rows) else rows]
-        images = np.empty((len(rows), *self.shape[1:]), self.array.dtype)
+        images = np.empty((len(rows), *self.shape[1:]), self.array.dtype.newbyteorder("="))
         for start in range(0, len(rows), 256):
             images[start:start + 256] = self.array[rows[start:start + 256]]
             self.array.base.madvise(mmap.MADV_DONTNEED)
@@ -166,7 +166,7 @@ class ImageFile:
     def to(self, device):
         "Itself on the CPU; on another device a tensor of everything."
         on_cpu = torch.device(device).type == "cpu"
-        return self if on_cpu else torch.from_numpy(np.array(self.array)).to(device)
+        return self if on_cpu else self[slice(None)].to(device)
 
 # %% ../nbs/01_images.ipynb #4f192b7a
 def as_bytes(x) -> np.ndarray:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'ONE_LINE', 'PATH', 'POSITION', 'EITHER', 'READERS', 'ENDINGS',
            'FORMS', 'WORDS', 'SOURCES', 'OURS', 'COUNTS', 'OPTIONS_OF_YOURS', 'TOO_LONG', 'NOBODY', 'with_ways',
-           'by_count', 'as_share', 'by_share', 'texts', 'by_class', 'by_name', 'by_positions', 'spellings',
+           'by_count', 'as_share', 'by_share', 'texts', 'composed', 'by_class', 'by_name', 'by_positions', 'spellings',
            'other_file', 'Paths', 'find_all', 'known_paths', 'by_path', 'read_text', 'lines_of', 'whole', 'numbers_of',
            'rows_of', 'look_up', 'refuse_names', 'from_lines', 'from_table', 'from_json', 'from_npy', 'by_file',
            'meant', 'positions', 'Share', 'People', 'options_of', 'takes_any', 'refuse_option', 'as_count',
@@ -98,9 +98,11 @@ def _nearest(name: str, names) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 # %% ../nbs/19_load.ipynb #ec6efa2a
+def composed(text): return unicodedata.normalize("NFC", text)  # as one types it; macOS writes files otherwise
+
 def _label(name: str, source: Source) -> int:
     "The number of a class that goes by a name or a number. `ValueError` if there is none."
-    names = [str(c) for c in source.classes]
+    name, names = composed(name), [composed(str(c)) for c in source.classes]
     number = int(name) if re.fullmatch(r"\d+", name, re.ASCII) and int(name) < len(names) else None
     if name not in names:
         if number is not None: return number
@@ -180,15 +182,13 @@ def other_file(written: str, train=None) -> str:
     return f"the file lies outside of {train}"
 
 # %% ../nbs/19_load.ipynb #1331cf97
-def _composed(text): return unicodedata.normalize("NFC", text)
-
 class Paths(list):
     "Paths of the training images below train/, found however they are written."
     def __init__(self, paths, train=None):  # train: their folder, where it is known
         super().__init__(paths)
         self.train, self.alike = train and Path(train), {}
         self.places = {p: i for i, p in enumerate(self)}
-        for i, p in enumerate(self): self.alike.setdefault(_composed(p), []).append(i)
+        for i, p in enumerate(self): self.alike.setdefault(composed(p), []).append(i)
 
     def __contains__(self, path): return path in self.places
 
@@ -196,7 +196,7 @@ class Paths(list):
         "The position of the image that `written` names. `ValueError` if there is none, or more than one."
         written = os.fspath(written)
         for name in spellings(written, self.train):
-            at = [self.places[name]] if name in self.places else self.alike.get(_composed(name), [])
+            at = [self.places[name]] if name in self.places else self.alike.get(composed(name), [])
             if len(at) == 1: return at[0]
             if at:
                 raise ValueError(f"{written!r}, as {len(at)} images are called, "
@@ -483,7 +483,7 @@ def _drawn(request: Share, source: Source, part, rng) -> tuple:  # positions in 
     return np.sort(rng.choice(eligible, n, replace=False)), []
 
 # %% ../nbs/19_load.ipynb #c76f5be3
-def _spelt(name: str) -> str: return " ".join(_composed(name).split())
+def _spelt(name: str) -> str: return " ".join(composed(name).split())
 
 def _people(asked, source: Source) -> list:
     "The numbers of people, who may be asked for by the names of their list. `ValueError` if nobody has the name."

@@ -289,5 +289,4 @@ def drawn_anew(model: nn.Module) -> nn.Module:  # on the CPU
     if not left: return model
     raise ValueError(f"{left[0]} is drawn anew by no reset_parameters "
                      f"(nor are {len(left) - 1} others): it would keep what it has learned; "
-                     "give its module one (in a study, or pass network=… "
-                     "a function that builds the network)")
+                     "give its module one")

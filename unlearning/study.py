@@ -47,7 +47,7 @@ from .models import (NETWORKS, create_model, drawn_anew, own_tensor, reset_modul
 from .training import (Training, cross_entropy, fit, logits, make_optimizer,
                                  make_schedule, native_bfloat16, settled)
 from .files import read_arrays, set_aside, write_whole
-from .unlearn import COLLAPSE, Recipe, Repair, look_before, run_recipe
+from .unlearn import COLLAPSE, Recipe, Repair, look_before, refuse_unfit, run_recipe
 
 # %% ../nbs/81_study.ipynb #37beeef7
 def _weightless(name, t): return torch.empty_like(t, device="meta")
@@ -65,7 +65,9 @@ def with_weights(model: nn.Module, weights: dict) -> nn.Module:  # arrays or ten
 @torch.no_grad()
 def without_drawn(model: nn.Module) -> nn.Module:
     "A copy in which only constants have values: frozen parameters, and buffers that no `reset_parameters` touches."
-    model = drawn_anew(model)
+    try: model = drawn_anew(model)
+    except ValueError as e:
+        raise ValueError(f"{e}, or pass network=, a function that builds the network") from e
     versions = {name: (id(t), t._version) for name, t in stored_tensors(model).items()}
     reset_modules(model)
     def constant(name, t):
@@ -779,6 +781,9 @@ def look(study):
     model = study.original if trained else study.plan.fresh(0)
     smallest = min(2, study.training.batch_size, len(study.split.retain))
     look_before(model, study.split, study.recipes.values(), smallest, trained)
+    for name, recipe in study.recipes.items():
+        try: refuse_unfit(model, study.split, recipe)
+        except ValueError as e: raise ValueError(f"recipe {name!r}: {e}") from e
 
 # %% ../nbs/81_study.ipynb #b7d14abe
 def refuse_without_gpu(study, tasks, store):

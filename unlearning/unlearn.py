@@ -6,8 +6,9 @@
 __all__ = ['COMPUTED', 'COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream',
            'Phase', 'stepper_of', 'Erase', 'refuse_optimizer', 'refuse_erase', 'passes_of', 'draw_retain', 'pairs',
            'gradient', 'plain', 'erase', 'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit',
-           'called', 'trained_layers', 'refuse_recipe', 'Recipe', 'run_recipe', 'weights_of', 'say_if_nothing_moved',
-           'seeded', 'unlearn', 'look_before', 'RetainCollapse', 'look_back', 'follow']
+           'called', 'trained_layers', 'refuse_recipe', 'Recipe', 'run_of', 'run_recipe', 'weights_of',
+           'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'refuse_unfit', 'RetainCollapse', 'look_back',
+           'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -51,6 +52,9 @@ class Run:
 class Piece:
     "A part of a recipe."
     def start(self, run: Run): "Called once, before the first phase."
+    def refuse_network(self, run: Run):
+        "`ValueError` where it cannot start; asked of a network before it is trained, if starting costs nothing."
+        if not self.look(run.split): self.start(run)
     def look(self, split: Split) -> float:  # image passes, forward and backward, that `start` costs
         return 0.
 
@@ -114,8 +118,9 @@ class Freeze(Constraint):
         object.__setattr__(self, "names", names)
 
     def start(self, run):
-        tensors = [*run.student.named_parameters(),
-                   *run.student.named_buffers()]  # batch-norm statistics too
+        every = dict(remove_duplicate=False)  # a shared tensor has several names
+        tensors = [*run.student.named_parameters(**every),
+                   *run.student.named_buffers(**every)]  # batch-norm statistics too
         held = [t for name, t in tensors if name.startswith(self.names)]
         if not held:
             first = [name for name, _ in run.student.named_parameters()][:3]
@@ -441,11 +446,13 @@ class Recipe:
                               *(piece for p in self.phases for piece in (p, *p.pieces()))])
 
 # %% ../nbs/31_unlearn.ipynb #5858efb1
+def run_of(model, split, recipe, seed=0, progress=False) -> Run:
+    student, original = (copy_network(model).to(split.train.device) for _ in range(2))
+    return Run(student, original.eval().requires_grad_(False), split, recipe, seed, progress)
+
 def run_recipe(model, split: Split, recipe: Recipe, seed=0, progress=False, after_phase=None) -> Run:
     "The loop itself, on copies of `model` and without a look before or after: see `unlearn`."
-    student, original = (copy_network(model).to(split.train.device) for _ in range(2))
-    run, count = (Run(student, original.eval().requires_grad_(False), split, recipe,
-                      seed, progress), Counter())
+    run, count = run_of(model, split, recipe, seed, progress), Counter()
     with seeded(run, "start", 0):
         for piece in recipe.pieces(): piece.start(run)
     for phase in recipe.phases:
@@ -499,6 +506,12 @@ def look_before(model, split, recipes, smallest=2, trained=True):
     refuse_half(model)
     phases = [p for recipe in recipes for p in recipe.phases]
     return check(model, split, min([smallest, *(p.smallest(split) for p in phases)]), trained=trained)
+
+def refuse_unfit(model, split, recipe):
+    "`ValueError` of a piece that cannot start on this network or these images, as far as asking costs no pass."
+    run = run_of(model, split, recipe)
+    with seeded(run, "start", 0):
+        for piece in recipe.pieces(): piece.refuse_network(run)
 
 # %% ../nbs/31_unlearn.ipynb #7775ea9e
 class RetainCollapse(UserWarning):

@@ -233,6 +233,10 @@ def _fill(net, state, path):
     own = net.state_dict()
     if why := _misfit(own, state):
         raise ValueError(f"{path} does not fit this network: {why}{_hint(state, own)}")
+    for k, one in _ties(own).items():
+        if not _equal(state[k], state[one]):
+            raise ValueError(f"{path} does not fit this network: {one} and {k} are one tensor there, "
+                             "and two in the file")
     try: net.load_state_dict(state)
     except RuntimeError as e: raise ValueError(f"{path} does not fit this network: {e}") from e
 

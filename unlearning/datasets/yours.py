@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNLIKE', 'AS_THEY_ARE', 'file_of', 'pair', 'as_label', 'as_array', 'Values', 'undone', 'steady', 'look', 'chunks',
-           'joined', 'Floats', 'streamed', 'length', 'room_for', 'read', 'whole', 'refuse_classes', 'paths_of',
-           'from_dataset', 'PlainFolder']
+           'joined', 'Floats', 'streamed', 'length', 'room_for', 'read', 'whole', 'listed_classes', 'refuse_classes',
+           'paths_of', 'from_dataset', 'PlainFolder']
 
 # %% ../../nbs/datasets/16_yours.ipynb #3bbe7e64
 import hashlib, os, shutil, uuid, warnings
@@ -41,7 +41,10 @@ def _unread(dataset, i, e) -> ValueError:
 # %% ../../nbs/datasets/16_yours.ipynb #28a11306
 def pair(dataset, i: int) -> tuple:
     "Item `i`. `ValueError` names one that cannot be read, or is not (image, label)."
-    try: item = dataset[i]
+    try:
+        item = dataset[i]
+        picture = item[0] if isinstance(item, (tuple, list)) and item else None
+        if isinstance(picture, Image.Image): picture.load()  # it may decode only now
     except Exception as e: raise _unread(dataset, i, e) from e
     if isinstance(item, (tuple, list)) and len(item) == 2: return item
     kinds = [type(p).__name__ for p in item] if isinstance(item, (tuple, list)) else []
@@ -237,10 +240,15 @@ def whole(dataset):
     "The data set of which this one is a subset, or itself."
     return whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
+def listed_classes(dataset) -> list | None:
+    "The names of its classes in their order; None where it says none, or in no order."
+    names = getattr(whole(dataset), "classes", None)
+    ordered = isinstance(names, (list, tuple)) or hasattr(names, "tolist")  # NumPy's, pandas'
+    return [*map(str, names)] if ordered else None
+
 def refuse_classes(sets: dict):
     "`ValueError` if a number is one class in one data set, and another in another."
-    known = {k: getattr(whole(d), "classes", None) for k, d in sets.items()}
-    known = {k: [*map(str, names)] for k, names in known.items() if hasattr(names, "__iter__")}
+    known = {k: names for k, d in sets.items() if (names := listed_classes(d)) is not None}
     for (a, x), (b, y) in combinations(known.items(), 2):
         if not (bad := [i for i, (n, m) in enumerate(zip(x, y)) if n != m]): continue
         odd, i = sorted(set(x) ^ set(y)), bad[0]
@@ -290,7 +298,7 @@ def from_dataset(
     made = {k: Images(x, as_labels(y, len(y)), torch.arange(len(y)), mean, std)
             for k, (x, y) in pixels.items()}
     root = whole(train)
-    named = getattr(root, "classes", None) if classes is None else [*classes]
+    named = listed_classes(train) if classes is None else [*classes]
     names = class_names(named, made["train"], made["test"])
     folder = Path(root.root).resolve() if isinstance(root, DatasetFolder) else None
     return Source(name, made["train"], made["test"], names, val=made.get("val"),

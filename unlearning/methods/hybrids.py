@@ -36,6 +36,7 @@ class WitnessRelabel(ForgetLoss):
 
     def look(self, split): return self.training.epochs * len(split.retain)
     def start(self, run): run.memory[self] = witness(run, self.training)
+    def refuse_network(self, run): drawn_anew(run.student)
 
     def __call__(self, run, forget, retain):
         with torch.no_grad():

@@ -18,6 +18,7 @@ class Mixture(Descend):
     retain_batches = 1
 
     def __post_init__(self):
+        if self.retain_weight: raise ValueError("retain is weighed by alpha: leave retain_weight out")
         if not 0 <= self.alpha <= 1: raise ValueError(f"alpha is {self.alpha}: use 0 to 1 (0.95 for 95 %)")
 
     def directions(self, run, forget, retain):

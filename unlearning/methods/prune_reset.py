@@ -19,7 +19,8 @@ from ..unlearn import Edit, Recipe, Repair, RetainLoss, trained_layers
 # %% ../../nbs/methods/56_prune_reset.ipynb #6fc29cd3
 def matrices(model) -> list:
     "The weights of convolutions, linear layers and attention's projections that may be trained."
-    weights = [m.weight for m in trained_layers(model, nn.Conv2d, nn.Linear).values()]
+    layers = trained_layers(model, nn.Conv2d, nn.Linear).values()
+    weights = [*dict.fromkeys(m.weight for m in layers)]  # each once, though layers may share it
     packed = [p for m in model.modules() if isinstance(m, nn.MultiheadAttention)
               for name, p in m.named_parameters(recurse=False) if name.endswith("proj_weight")]
     return weights + [p for p in packed if p.requires_grad]

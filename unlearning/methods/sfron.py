@@ -43,6 +43,9 @@ class SalientThenRetain(Descend):
     retain_steps: int = 5  # after each step on forget
     looked: int | None = None  # images of retain whose importance is taken; None: all, as in the source
 
+    def __post_init__(self):
+        if self.retain_weight: raise ValueError("retain has steps of its own: leave retain_weight out")
+
     @property
     def steps_a_batch(self): return 1 + self.retain_steps
     @property
