@@ -137,6 +137,43 @@ def test_too_few_lineages_are_said():
     assert set(league_table(league(results, True), results)[LEFT]) == {'3 whole lineages, of 4 needed: ask for more seeds'}
 
 
+def test_a_retrained_network_that_is_lost_is_no_end_of_the_table():
+    """Of four, three are left: nothing can be said of memory, and it is said of each row."""
+    results = made_up(dict(half=0.5), K=4)
+    kept = results.answers['retrain']
+    fewer = Answers(kept.seeds[1:], *({part: v[1:] for part, v in values.items()} for values in (kept.confidence, kept.correct)))
+    less = replace(results, answers=results.answers | dict(retrain=fewer))
+    found = league(less, True)
+    assert set(league_table(found, less)[LEFT]) == {'3 whole lineages, of 4 needed: ask for more seeds'} and np.isfinite(found.TA['half'].value)
+    assert memory_of(less, 'reference', True).word.startswith('3 whole lineages') and str(memory_of(less, 'reference', True).memory) == '–'
+
+
+def test_of_two_retrained_networks_other_yardsticks_are_left():
+    results = made_up(dict(half=0.5), K=3)
+    kept = results.answers['retrain']
+    fewer = Answers(kept.seeds[1:], *({part: v[1:] for part, v in values.items()} for values in (kept.confidence, kept.correct)))
+    measured = yardsticks(replace(results, answers=results.answers | dict(retrain=fewer)))
+    assert measured.loc['half', [c for c in measured if 'U-LiRA' in c]].isna().all() and measured['MIA gap, points ↓'].notna().all()
+
+
+def test_a_dozen_images_to_forget_have_a_table():
+    """Of a tenth, one image, there is no interval."""
+    results = made_up(dict(half=0.5), remembered=0.9)
+    cut = lambda values: values | dict(forget=values['forget'][:, :12])
+    few = replace(results, answers={m: Answers(a.seeds, cut(a.confidence), cut(a.correct)) for m, a in results.answers.items()})
+    found = league(few, True)
+    assert np.isfinite(found.memory['half'].value) and all(np.isnan(v.value) for v in found.tenth)
+
+
+def test_from_one_original_a_method_that_changes_nothing_is_seen():
+    results = made_up(dict(half=0.5), originals='one')
+    def same(row):
+        a = results.answers[row]
+        return Answers(np.arange(8), *({part: np.repeat(v[:1], 8, axis=0) for part, v in values.items()} for values in (a.confidence, a.correct)))
+    answers = results.answers | {'half': same('original'), 'control-half': same('retrain'), 'retrain': same('retrain')}
+    assert idle(league(replace(results, answers=answers), True)) == ['half']
+
+
 def test_signs_that_cancel_are_seen():
     """Half of the images keep all of it; the others are pressed down as far."""
     results = made_up(dict(cancelled=0., gone=0.), K=16)
