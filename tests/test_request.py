@@ -24,9 +24,10 @@ from unlearning.manifest import differences, find, make_key, predecessor, weight
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
 from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example, of_people,
-                                page, paired, people_named, refer, report, run, run_request, set_apart, source_of, weigh,
+                                page, paired, people_named, refer, refusal, report, run, run_request, set_apart, source_of, weigh,
                                 warn_coarse, weigh_earlier, weigh_labels)
 from unlearning.methods.activation_pruning import activation_pruning
+from unlearning.methods.budget import WITHIN, Budget
 from unlearning.methods.finetune import finetune
 from unlearning.training import Training, fit, logits
 from unlearning.models import copy_network, create_model
@@ -275,6 +276,7 @@ def test_the_same_request_gives_the_same_weights(asked):
 @pytest.mark.parametrize('more, match', [
     (dict(id='a/b'), "id is 'a/b'"), (dict(budget=0.), 'budget is 0.0'), (dict(budget=150.), 'budget is 150.0: .*100 at most'), (dict(references=2), 'references is 2: 4 at least'),
     (dict(recipe='fine'), "no recipe 'fine'"), (dict(train='mine'), "train is 'mine': pass a function"), (dict(max_test_drop=float('nan')), 'max_test_drop is nan'),
+    (dict(max_test_drop=float('inf')), 'max_test_drop is inf'), (dict(train=functools.partial(print, iter([]))), 'train cannot be written down'),
     (dict(trials=0), 'trials is 0'), (dict(asked_on='soon'), "asked_on is 'soon'")])
 def test_settings_that_cannot_be(asked, more, match):
     with pytest.raises(ValueError, match=match): asked(**more)
@@ -456,6 +458,7 @@ def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch,
     (lambda given: build(given['builder'], 10), 'is no reference; trained too little'),
     (lambda given: build('resnet18', 10), 'another network than the one in production'),
     (lambda given: load_weights(build(given['builder'], 10), given['checkpoint']), 'same network for seeds 0 and 1'),
+    (lambda given: nn.DataParallel(load_weights(build(given['builder'], 10), given['checkpoint'])).requires_grad_(False), 'same network for seeds 0 and 1'),
     (lambda given: None, 'gave a NoneType')])
 def test_references_that_are_none(asked, given, tmp_path, net, match):
     torch.manual_seed(0)
@@ -653,9 +656,75 @@ def test_the_interval_of_lost_accuracy_holds_the_truth(seed):
     assert np.mean(held) > 0.93
 
 
-@pytest.mark.parametrize('more, match', [(dict(id='references'), 'folder of retrained networks'), (dict(id='a/b'), 'without /')])
+@pytest.mark.parametrize('more, match', [(dict(id='references'), 'folder of retrained networks'), (dict(id='a/b'), 'without /'),
+                                         (dict(id='References'), 'folder of retrained networks'), (dict(id=120 * 'я'), 'up to 200 bytes')])
 def test_names_of_requests(asked, more, match):
     with pytest.raises(ValueError, match=match): asked(**more)
+
+
+def test_numbers_of_numpy_can_be_written(asked):
+    r = asked(seed=np.int64(3), accuracy=None, named=np.int64(1), max_test_drop=np.float32(2.5), wrong_labels=np.bool_(False))
+    assert json.loads(json.dumps(request._said(r)))['max_test_drop'] == 2.5 and type(r.named) is int
+
+
+def test_a_loss_of_what_is_allowed_is_allowed():
+    """7 of 1,000 are 0.7000000000000001 points."""
+    right = np.ones(1000, bool)
+    drop = paired(right, right & (np.arange(1000) >= 7))
+    said = lambda allowed: refusal(SimpleNamespace(found=SimpleNamespace(word=''), max_test_drop=allowed, wrong_labels=False), drop)
+    assert said(0.7) == '' and 'fell by 0.7 points' in said(0.6)
+
+
+class Shifted(nn.Module):
+    """With a parameter that no layer draws, as a transformer's class token."""
+    def __init__(self, net): super().__init__(); self.net, self.shift = net, nn.Parameter(torch.zeros(1))
+    def forward(self, x): return self.net(x) + self.shift
+
+
+def test_references_that_cannot_be_trained_are_refused_before_the_work(asked, given, source, training):
+    r = asked(references=4)
+    r.model = Shifted(r.model)
+    with pytest.raises(ValueError, match='references cannot be trained: shift is drawn anew by no reset_parameters .*name the function that trains'): look(r)
+    r.train = print
+    look(r)
+    one = Request(asked().model, make_split(source.train, source.test, [5], source.classes), training, 'finetune', references=4)
+    with pytest.warns(Doubt, match='one image is too few for an interval'): look(one)
+
+
+def test_a_training_function_that_ignores_its_seed_is_found_out_after_two(asked, given, tmp_path):
+    made = []
+    def retrain(keep, seed):
+        made.append(seed)
+        return load_weights(build(given['builder'], 10), given['checkpoint'])
+    r = asked(references=4, train=retrain)
+    for step in (look, limits, choose, run): step(r)
+    with pytest.raises(ValueError, match='same network for seeds 0 and 1'): refer(r, tmp_path)
+    assert made == [0, 1]
+
+
+def test_copies_among_test_images_make_an_earlier_request_no_surer(given, source, training):
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    at = np.arange(len(source.test))
+    def judged_on(rows):
+        split, earlier = set_apart(make_split(source.train, source.test[rows], range(30), source.classes), np.arange(100, 130))
+        r = Request(net, split, training, finetune(repair=replace(training, epochs=0.4, lr=1e-3)), max_test_drop=50., earlier=earlier)
+        for step in (look, limits, choose, run, weigh): step(r)
+        weigh_earlier(r)
+        return r.facts['earlier']['after']
+    assert judged_on(at) == judged_on(np.r_[at, at, at])
+
+
+def test_one_image_can_be_made_as_unseen_before_batch_norm_of_vectors(training):
+    split = load_split('digits', forget=1, subset=200)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+    unlearn(net, split, WITHIN['soft_unseen'](Budget(split, training, 0.25), accuracy=0.8))
+
+
+def test_people_of_whom_too_few_could_be_drawn(source):
+    """One is named, and each of the others has more than twice as many images."""
+    who = torch.cat([torch.zeros(5), 1 + torch.arange(len(source.train) - 5) // 20]).long()
+    split = make_split(replace(source.train, identities=who), source.test, range(5), source.classes)
+    with pytest.raises(ValueError, match='too few to draw a request like it'): pseudo_request(split, halves(split.test)[0], 0)
 
 
 def test_test_images_that_were_trained_on_are_none(given, source, training):

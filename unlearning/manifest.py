@@ -447,7 +447,7 @@ def predecessor(folder) -> Predecessor:
                          "nothing goes on from it")
     request = _cited(report, "request", "id", r"[^\x00-\x1f]{1,200}", path)
     weights = _cited(report, "weights", "after", "[0-9a-f]{64}", path)
-    return Predecessor(request, weights, _digest(Path(folder)/SUMS), str(folder))
+    return Predecessor(request, weights, _digest(Path(folder)/SUMS), str(Path(folder).absolute()))
 
 # %% ../nbs/93_manifest.ipynb #93115ted
 def _named(earlier: Predecessor, key) -> list:

@@ -197,7 +197,8 @@ def within_soft_unseen(b, lr=0.1, batch=0.5, erase_lr=0.1, passes=4,
                        push=1.5, spread=1.2, accuracy=0.7):
     "`accuracy`: of such a network, on images that it has not learned; 0.7 is a fifth of CIFAR-10's: tell yours."
     repair, erase = (_repair(b, lr, batch),
-                     _erase(b, erase_lr, passes, schedule="cosine", weight_decay=5e-4))
+                     _erase(b, erase_lr, passes, schedule="cosine", weight_decay=5e-4,
+                            train=len(b.split.forget) > 1))  # batch norm cannot train on one image
     fixed = dict(accuracy=accuracy, push=push, spread=spread, views=b.training.augment, erase=erase)
     return b.spend(lambda n: soft_unseen(repair=repair(n), **fixed))
 
