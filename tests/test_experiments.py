@@ -15,12 +15,11 @@ from unlearning.datasets.source import data_root
 from unlearning.datasets.faces import render_faces
 from unlearning.league import league, league_table, plot_league
 from unlearning.manifest import differences
-from unlearning.auto import RANGES, halves
-from unlearning.ensemble import hash_of
-from unlearning.files import write_whole
+from unlearning.auto import RANGES
 from unlearning.load import load_split
 from unlearning.methods.budget import WITHIN, Budget, all_within, tuned
 from unlearning.methods.recipes import RECIPES
+from unlearning.search import Searched, searched_recipes
 from unlearning.training import PAPER_TRAINING, Training
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent/'nbs'/'experiments'
@@ -116,6 +115,14 @@ def test_cifar10_of_two_methods(run, tmp_path):
     assert pd.read_csv(tmp_path/'out'/'summary.csv', index_col=0).index.tolist() == ['retrain', 'finetune', 'scrub', 'original'] and 'SCRUB' in shown
 
 
+@pytest.mark.slow
+def test_cifar10_with_searched_settings(run, tmp_path):
+    if not (data_root()/'cifar-10-batches-py').is_dir(): pytest.skip(f'no cifar-10-batches-py in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
+    shown, _ = run('cifar10', methods=['finetune', 'noise'], search=2, share=0.1, epochs=40.0, augment=[], permutations=5, out=str(tmp_path/'out'))
+    assert 'trace left, %' in shown and sorted(p.name.split('-')[1] for p in (tmp_path/'out').glob('search-*.json')) == ['finetune', 'noise']
+    assert pd.read_csv(tmp_path/'out'/'summary.csv', index_col=0).index.tolist() == ['retrain', 'finetune', 'noise', 'original']
+
+
 def assert_stands_beside_no_paper(shown): assert not re.search(r'\bours\b', shown)
 
 
@@ -178,51 +185,40 @@ def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
     asked = []
     def study(*args, **kw): asked.append(kw); return SimpleNamespace(folder=tmp_path)
     stubs = dict(Study=study, run_study=id, save_report=lambda *a: None, project_root=lambda: tmp_path, split=SimpleNamespace(forget=()), whom=tuple, training=None,
-                 recipes={}, chosen=[], TRAINING=dict.fromkeys(['small', 'vit']), summary=id)
+                 recipes={}, chosen=[], rows=[], choice={}, TRAINING=dict.fromkeys(['small', 'vit']), summary=id)
     choice = dict(originals='one', control=True, reference=True)
     source, names = notebook_cell(name, 'Study(', stubs | choice)
     exec(source, names)
     assert asked and all(choice.items() <= kw.items() for kw in asked)
 
 
-@pytest.mark.parametrize('methods, says', [(['finetune', 'salun'], "there is no recipe 'salun': use finetune, "), (['scrub'], 'leaves finetune out')])
-def test_methods_that_a_study_cannot_have_are_refused_before_it(methods, says):
-    source, names = notebook_cell('cifar10', 'known = (', dict(methods=methods, RECIPES=RECIPES, PAPER_TRAINING=PAPER_TRAINING, Training=Training, replace=replace))
+@pytest.mark.parametrize('given, says', [
+    (dict(methods=['finetune', 'salun']), "there is no recipe 'salun': use finetune, "), (dict(methods=['scrub']), 'leaves finetune out'),
+    (dict(methods=['finetune', 'surgery+pruning'], search=2), "there is no recipe 'surgery\\+pruning': use soft_unseen, ")])
+def test_methods_that_a_study_cannot_have_are_refused_before_it(given, says):
+    source, names = notebook_cell('cifar10', 'known = (', dict(RANGES=RANGES, RECIPES=RECIPES, PAPER_TRAINING=PAPER_TRAINING, Training=Training, replace=replace) | given)
     with pytest.raises(ValueError, match=says): exec(source, names)
 
 
 @pytest.mark.parametrize('given, says', [
     (dict(networks=['small', 'resnet20']), "unknown network 'resnet20': use small, resnet18, "),
     (dict(methods=['finetune', 'undo']), "unknown method 'undo': use .*finetune, "),
-    (dict(methods=['finetune', 'scrub'], search=4), "unknown method 'scrub': use soft_unseen, .*finetune$"),
+    (dict(methods=['finetune', 'salun'], search=4), "unknown method 'salun': use soft_unseen, "),
     (dict(search=4, settings='cifar10-10000-0.05'), 'search and settings are both given')])
 def test_networks_and_methods_that_no_comparison_of_architectures_has_are_refused_before_it(given, says):
     source, names = notebook_cell('architectures', 'TRAINING = {', dict(Training=Training, replace=replace, RANGES=RANGES, WITHIN=WITHIN, tuned=tuned) | given)
     with pytest.raises(ValueError, match=says): exec(source, names)
 
 
-def test_a_search_is_made_once_for_what_is_asked_and_its_numbers_are_used(tmp_path):
-    """Of other parameters it is made again."""
-    calls = []
-    def auto(*args, **kw): calls.append(kw); return SimpleNamespace(numbers=dict(lr=0.25), trials=pd.DataFrame([dict(trace=40., lost=1.)]), at=0, word='')
-    split = load_split('digits', forget=20, subset=200)
-    ask = dict(auto=auto, original_of=id, project_root=lambda: tmp_path, out='.', split=split, halves=halves, hash_of=hash_of, write_whole=write_whole, json=json,
-               TRAINING=dict(small=Training(epochs=12, batch_size=32, lr=0.1, augment=())), search=3, share=0.3)
-    (tmp_path/'small').mkdir()
-    source, names = notebook_cell('architectures', 'def search_for(n, m):', ask)
-    exec(source, names)
-    names['original_of'] = id
-    first, again = (names['search_for']('small', 'finetune') for _ in range(2))
-    assert first == again == dict(numbers=dict(lr=0.25), said={'trace [%]': 40., 'test accuracy': -1., 'word': ''})
-    assert calls == [dict(methods=('finetune',), trials=3)]
-    names['drop'] = 1.
-    names['search_for']('small', 'finetune')
-    assert len(calls) == 2
-    more = dict(searched={('small', 'finetune'): first}, all_within=all_within, Budget=Budget, numbers={}, methods=['finetune'], trained=dict(small=SimpleNamespace(TA=dict(original=50.))))
-    source, made = notebook_cell('architectures', 'def recipes_of(n):', ask | more)
-    exec(source.split('\n\nresults')[0], made)
-    repair, = made['recipes_of']('small')['finetune'].phases
-    assert repair.training.lr == 0.1 * 0.25
+def test_what_a_search_found_is_used_by_architectures():
+    searched = {('small', 'finetune'): Searched(dict(lr=0.25), 40., -1., 'it lost too much')}
+    training = Training(epochs=12, batch_size=32, lr=0.1, augment=())
+    ask = dict(numbers={}, methods=['finetune'], searched=searched, search=3, share=0.3, trained=dict(small=SimpleNamespace(TA=dict(original=50.))),
+               searched_recipes=searched_recipes, study=lambda n, recipes: SimpleNamespace(split=load_split('digits', forget=20, subset=200), training=training))
+    source, names = notebook_cell('architectures', 'def recipes_of(n):', ask)
+    exec(source.split('\n\nresults')[0], names)
+    recipe = names['recipes_of']('small')['finetune']
+    assert recipe.phases[0].training.lr == 0.1 * 0.25 and recipe.title == 'Finetune*'
 
 
 def test_a_method_too_dear_for_a_network_is_refused_before_it():

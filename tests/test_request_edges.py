@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from unlearning import request
 from unlearning.methods.budget import WITHIN, Budget
-from unlearning.auto import COLUMNS, DIVERGED, RANGES, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Found, _chosen, _starts, _table
+from unlearning.auto import COLUMNS, DIVERGED, RANGES, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Found, _chosen, starts, _table
 from unlearning.check import ask
 from unlearning.datasets.yours import PlainFolder, from_dataset
 from unlearning.images import make_split
@@ -246,7 +246,7 @@ def test_why_what_a_search_has_found_should_not_be_used(rows, at, word): assert 
 @pytest.mark.parametrize('method', RANGES)
 def test_a_search_begins_with_numbers_that_its_method_takes_and_its_ranges_hold(method):
     budget = Budget(load_split('digits', forget=30, subset=300), TRAINING, 0.3)
-    for start in _starts(method):
+    for start in starts(method):
         assert all(RANGES[method][name]._contains(RANGES[method][name].to_internal_repr(value)) for name, value in start.items())
         assert WITHIN[method](budget, **start).phases
 
