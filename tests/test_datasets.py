@@ -1,5 +1,5 @@
 """Where data are looked for, real CIFAR-10 and what may be wrong with its files, and a folder of image files."""
-import pickle, shutil
+import os, pickle, shutil
 from pathlib import Path
 from urllib.error import URLError
 
@@ -14,6 +14,7 @@ from unlearning import load
 from unlearning.datasets import builtin
 from unlearning.datasets.source import data_root, project_root
 from unlearning.datasets.yours import from_dataset
+from unlearning.images import ImageFile
 from unlearning.load import load_source, load_split
 
 BATCHES = 'cifar-10-batches-py'
@@ -320,3 +321,43 @@ def test_a_class_is_found_however_its_name_is_composed(tmp_path):
         (tmp_path/name).mkdir(parents=True)
         for k in range(3): Image.fromarray(np.full((6, 6, 3), 20 * i + k, np.uint8)).save(tmp_path/name/f'{k}.png')
     assert len(load_split('folder', tmp_path, forget='class:Caf\u00e9').forget) == 3
+
+
+def test_labels_that_are_numbered_anew_have_no_names(tmp_path):
+    for i, name in enumerate(('cat', 'dog')):
+        (tmp_path/name).mkdir()
+        for k in range(12): Image.fromarray(np.full((6, 6, 3), 100 * i + k, np.uint8)).save(tmp_path/name/f'{k}.png')
+    anew = torchvision.datasets.ImageFolder(tmp_path, target_transform=lambda y: 1 - y)
+    source = from_dataset(anew, anew)
+    assert source.classes == ('0', '1') and from_dataset(anew, anew, classes=['dog', 'cat']).classes == ('dog', 'cat')
+
+
+def test_an_unlisted_folder_is_refused_and_a_link_upwards_is_left_out(tmp_path, monkeypatch):
+    for part in ('train', 'test'):
+        for i, c in enumerate(('cat', 'dog')):
+            (tmp_path/part/c/'more').mkdir(parents=True)
+            for k in range(3): Image.fromarray(np.full((6, 6, 3), 100 * i + k + 10 * (part == 'test'), np.uint8)).save(tmp_path/part/c/'more'/f'{k}.png')
+    (tmp_path/'train'/'cat'/'all').symlink_to('.')
+    with pytest.warns(UserWarning, match='1 a link to a folder above it'): split = load_split('folder', tmp_path, forget=1)
+    assert len(split.train) == 6
+    scan = os.scandir
+    def denied(path):
+        if str(path).endswith('dog/more'): raise PermissionError(13, 'Permission denied', str(path))
+        return scan(path)
+    monkeypatch.setattr(os, 'scandir', denied)
+    with pytest.raises(ValueError, match='dog/more cannot be read .*make it readable'): load_split('folder', tmp_path, forget=1)
+
+
+def test_a_cache_stays_where_it_was_when_one_works_elsewhere(tmp_path, monkeypatch):
+    np.save(tmp_path/'images.npy', np.zeros((4, 1, 8, 8), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    file = ImageFile('images.npy')
+    monkeypatch.chdir('/')
+    assert file.path == tmp_path/'images.npy'
+
+
+def test_human_labels_in_another_order_are_refused(monkeypatch):
+    if not (data_root()/BATCHES).is_dir(): pytest.skip(f'no {BATCHES} in {data_root()}: set UNLEARNING_DATA to a folder that holds it')
+    truth = load_source('cifar10').train.labels.numpy()
+    monkeypatch.setattr(builtin, 'human_labels', lambda root, labels: np.random.default_rng(0).permutation(truth))
+    with pytest.raises(ValueError, match='contradict CIFAR-10.s own on 90 % of the training images: they are in another order'): load_source('cifar10n', labels='worse')

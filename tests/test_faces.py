@@ -154,3 +154,16 @@ def test_refuses_what_cannot_be_drawn(tmp_path, wrong, message):
 @pytest.mark.parametrize('images, seed', [(1000, 0), (100, 7)])
 def test_a_cast_has_somebody_in_each_partition(images, seed):
     with pytest.raises(ValueError, match='none of 10 identities to validate or test on: ask for more identities'): cast_faces(images, 10, seed)
+
+
+def test_a_list_of_files_means_files_and_not_positions(tmp_path):
+    """CelebA's images are numbered from 1, positions from 0."""
+    root = render_faces(tmp_path, 600, 40)
+    faces = cast_faces(600, 40)
+    faces[faces.index == 5].to_csv(tmp_path/'one.csv')
+    with pytest.raises(ValueError, match="names '5', which is not an image"): load_split('celeba', root, forget=tmp_path/'one.csv')
+    (tmp_path/'two.txt').write_text('000005.jpg\n')
+    split = load_split('celeba', root, forget=tmp_path/'two.txt')
+    assert split.forget.indices.tolist() == [4]
+    (tmp_path/'three.txt').write_text('5\n')
+    with pytest.raises(ValueError, match='may be a position, or the image .000005.jpg'): load_split('celeba', root, forget=tmp_path/'three.txt')

@@ -432,3 +432,10 @@ def test_a_class_missing_from_train_is_still_refused():
     (600, 100, 'val is 100: 600 of the 298 retained images .* none can be held out: forget fewer')])
 def test_a_tuning_that_has_too_few_images_says_how_many_it_can_have(forget, val, says):
     with pytest.raises(ValueError, match=says): tuning_split(load_split('digits', forget=forget), val)
+
+
+@pytest.mark.parametrize('table', ('index\n3,8,500\n', 'index\n1,204\n', 'why,index\nseen on page 3, 4,12\n'))
+def test_a_row_with_more_cells_than_the_header_is_refused(table, tmp_path):
+    """A cell was cut at its comma: less, or something else, would be forgotten."""
+    (tmp_path/'gone.csv').write_text(table)
+    with pytest.raises(ValueError, match='line 2, has . cells, and the header .: put quotes around'): load_split('digits', forget=tmp_path/'gone.csv')

@@ -537,3 +537,10 @@ def test_a_file_in_the_other_byte_order_is_read(tmp_path):
     np.save(tmp_path/'big.npy', pixels)
     images = in_memory(ImageFile(tmp_path/'big.npy'), [0, 1] * 4)
     assert np.array_equal(images[[2, 5]].source[[2, 5]].numpy(), pixels[[2, 5]])
+
+
+def test_crop_of_a_tall_image_leaves_some_of_it():
+    """Sideways it goes by an eighth of the width."""
+    x = torch.ones(1000, 1, 256, 16)
+    seen = AUGMENTATIONS['crop'](x, torch.Generator().manual_seed(0))
+    assert seen.shape == x.shape and seen.flatten(1).sum(1).min() >= 0.75 * 256 * 16

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 
 # %% ../nbs/10_augment.ipynb #1e796e7b
 def crop(x, rng):
-    "Shift each image by up to an eighth of its height, zeros coming in at the border (4 pixels at 32 × 32)."
+    "Shift each image by up to an eighth of its sides, zeros coming in at the border (4 pixels at 32 × 32)."
     n, _, h, w = x.shape
-    pad = max(1, h // 8)
-    places = lambda size: torch.randint(0, 2 * pad + 1, (n, 1), generator=rng) + torch.arange(size)
-    rows, cols = places(h), places(w)
-    picked = F.pad(x, (pad,) * 4)[torch.arange(n)[:, None, None], :,
+    up, left = max(1, h // 8), max(1, w // 8)
+    places = lambda size, pad: torch.randint(0, 2 * pad + 1, (n, 1), generator=rng) + torch.arange(size)
+    rows, cols = places(h, up), places(w, left)
+    picked = F.pad(x, (left, left, up, up))[torch.arange(n)[:, None, None], :,
                                   rows[:, :, None], cols[:, None, :]]
     return picked.permute(0, 3, 1, 2)
 

@@ -147,7 +147,7 @@ def _open_images(path, kinds=("uint8", "float32")) -> np.ndarray:
 class ImageFile:
     "Images in a .npy file, N × C × H × W, uint8 or float32, read when asked for. `ValueError`: it is not that."
     def __init__(self, path, kinds=("uint8", "float32")):
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # wherever one works later
         self.array = _open_images(self.path, kinds)
         self.shape = self.array.shape
         self.dtype = torch.uint8 if self.array.dtype == np.uint8 else torch.float32

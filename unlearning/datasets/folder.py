@@ -37,9 +37,19 @@ def in_order(names) -> list:
     return sorted(names, key=(lambda name: (int(name), name)) if numbers else None)
 
 # %% ../../nbs/datasets/13_folder.ipynb #067f14b3
+def _unlisted(e):
+    raise ValueError(f"{e.filename} cannot be read ({e}): make it readable, or take it off the data set") from e
+
+def _above(here) -> bool:
+    "Whether a link has led to a folder above itself."
+    real = os.path.realpath(here)
+    return any(real == os.path.realpath(p) for p in Path(os.path.abspath(here)).parents)
+
 def _walk(folder, left):
     "Every folder and its files, but for what is hidden; that is counted in `left`."
-    for here, folders, names in os.walk(folder, followlinks=True):
+    for here, folders, names in os.walk(folder, followlinks=True, onerror=_unlisted):
+        if os.path.islink(here) and _above(here):
+            left["loop", os.path.basename(here)] += 1; folders.clear(); continue
         left.update(("hidden", name) for name in [*folders, *names] if hidden(name))
         folders[:] = [name for name in folders if not hidden(name)]
         yield here, [name for name in names if not hidden(name)]
@@ -56,7 +66,8 @@ def image_files(folder, left: Counter) -> list:
 # %% ../../nbs/datasets/13_folder.ipynb #564b07c7
 def what_is_left(left: Counter) -> str:
     "What was left out, in words."
-    said = {"hidden": "hidden", "ending": "no image by the ending", "outside": "in no class folder"}
+    said = {"hidden": "hidden", "ending": "no image by the ending", "outside": "in no class folder",
+            "loop": "a link to a folder above it"}
     words = []
     for kind, how in said.items():
         these = {name: n for (k, name), n in left.items() if k == kind}
@@ -166,7 +177,7 @@ def image_folder(
     looks = {name: peek_all(part.files) for name, part in parts.items()}
     for name, part in parts.items(): tell(root / name, part, looks[name])
     if channels is None: channels = 1 if all(look[:, 0].all() for look in looks.values()) else 3
-    train, test = (_read(part.files, image_size, channels, cache or root)
+    train, test = (_read(part.files, image_size, channels, Path(cache or root).expanduser())
                    for part in parts.values())
     train = in_memory(train, parts["train"].targets, mean=mean, std=std)
     test = in_memory(test, parts["test"].targets, like=train)

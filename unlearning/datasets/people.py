@@ -170,7 +170,7 @@ def _decoded(folder, names, image_size, cache) -> ImageFile:
     "The images of a tree. `ValueError` says how to get one that is missing or damaged."
     if image_size < 1: raise ValueError(f"image_size is {image_size}: use at least 1 pixel")
     files = [f"{folder}/img_align_celeba/{name}" for name in names]
-    try: return ImageFile(decode_once(files, image_size, Path(cache or folder)), ("uint8",))
+    try: return ImageFile(decode_once(files, image_size, Path(cache or folder).expanduser()), ("uint8",))
     except ValueError as e:
         raise (ValueError(f"{e}. To get CelebA again, {GET_CELEBA}")
                if "img_align_celeba" in str(e) else e)
@@ -207,7 +207,7 @@ def celeba(
                              identities=torch.as_tensor(identity.to_numpy()[at]),
                              rows=torch.as_tensor(at))
     return Source(tree_name(folder, len(table)), part(train), part(test), names, "identities",
-                  part(val),
+                  part(val), paths=[*map(str, table.index[train])], folder=folder / "img_align_celeba",
                   forget_classes=(0, 4) if tuple(attributes) == PAPER_ATTRIBUTES else ())
 
 # %% ../../nbs/datasets/14_people.ipynb #84069738

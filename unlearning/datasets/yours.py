@@ -218,7 +218,7 @@ def read(dataset, values: Values, cache) -> tuple:  # pixels (a tensor or an Ima
     def passes(): labels.clear(); return chunks(dataset, values, labels)
     image = int(np.prod(values.shape)) * values.size
     if n * image <= LARGE: return torch.from_numpy(joined(passes())), labels
-    folder = Path(cache) if cache else data_root() / "pixels"
+    folder = Path(cache).expanduser() if cache else data_root() / "pixels"
     try:
         room_for(n, image, folder)
         return streamed(passes, (n, *values.shape), folder), labels
@@ -241,7 +241,8 @@ def whole(dataset):
     return whole(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
 def listed_classes(dataset) -> list | None:
-    "The names of its classes in their order; None where it says none, or in no order."
+    "The names of its classes in their order; None: it says none, or in no order, or numbers its labels anew."
+    if getattr(whole(dataset), "target_transform", None) is not None: return None
     names = getattr(whole(dataset), "classes", None)
     ordered = isinstance(names, (list, tuple)) or hasattr(names, "tolist")  # NumPy's, pandas'
     return [*map(str, names)] if ordered else None
