@@ -496,3 +496,28 @@ class InRange(nn.Module):
 
 def test_pixels_put_in_their_range_are_no_activation():
     assert len(masks(place_masks(InRange(), torch.rand(4, 1, 8, 8)))) == 1
+
+
+class Checkpointed2(nn.Module):
+    """A part of modules, run again for the gradients."""
+    def __init__(self): super().__init__(); self.body, self.fc = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), nn.Linear(8, 10)
+    def forward(self, x): return self.fc(checkpoint(self.body, x, use_reentrant=False).mean((2, 3)))
+
+
+def test_a_module_inside_a_checkpoint_is_masked(): assert len(masks(place_masks(Checkpointed2(), torch.rand(3, 3, 8, 8)))) == 1
+
+
+def test_a_compiled_part_that_has_run_is_watched():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), torch.compile(nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU()), backend='eager'), nn.Flatten(), nn.Linear(128, 10)).eval()
+    net, x = place_masks(net, torch.rand(3, 3, 8, 8)), torch.rand(3, 3, 8, 8)
+    with torch.no_grad(): net(x)
+    assert list(watch_activations(net, x)) == list(masks(net)) != []
+
+
+class OneByOne(nn.Module):
+    def __init__(self): super().__init__(); self.f = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 10))
+    def forward(self, x): return torch.stack([self.f(image[None])[0] for image in x])
+
+
+def test_a_forward_that_goes_by_the_image_is_refused_in_words():
+    with pytest.raises(ValueError, match='called 3 times for 3 images and 2 times for one less'): place_masks(OneByOne(), torch.rand(3, 3, 8, 8))

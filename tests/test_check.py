@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np, pytest, torch
+import torch.nn.functional as F
 from torch import nn
 
 from unlearning.check import Doubt, check, refuse_accuracy, tolerance
@@ -355,3 +356,20 @@ def test_refusals_come_before_the_work(split, original, monkeypatch):
     monkeypatch.setattr(sys.modules['unlearning.unlearn'], 'fit', work)
     with pytest.raises(ValueError, match='7 outputs'): unlearn(small(7), split, finetune(repair=BRIEF))
     with pytest.raises(AssertionError, match='work has begun'): unlearn(original, split, finetune(repair=BRIEF))
+
+
+class Drops(nn.Module):
+    """Functional dropout, which goes on in eval mode unless it is told."""
+    def __init__(self, told): super().__init__(); self.told, self.f, self.fc = told, nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU()), nn.Linear(64, 10)
+    def forward(self, x): return self.fc(F.dropout(self.f(x), 0.5, training=self.training or not self.told))
+
+
+def test_a_network_that_draws_in_eval_mode_is_refused():
+    split = load_split('digits', forget=20, subset=200)
+    check(Drops(True), split, trained=False)
+    with pytest.raises(ValueError, match='otherwise from call to call, in eval mode.*training=self.training'): check(Drops(False), split, trained=False)
+
+
+def test_weights_of_eight_bits_are_doubted():
+    split = load_split('digits', forget=20, subset=200)
+    with pytest.warns(Doubt, match='bfloat16, in which steps below 0.2 % of a weight vanish'): check(create_model('small', 10, 1, 8).bfloat16(), split, trained=False)

@@ -344,3 +344,19 @@ def test_two_tensors_do_not_fit_into_one(tmp_path):
     tied[1].weight = tied[0].weight
     torch.save(free.state_dict(), tmp_path/'free.pt')
     with pytest.raises(ValueError, match='0.weight and 1.weight are one tensor there, and two in the file'): load_weights(tied, tmp_path/'free.pt')
+
+
+class PerImage(nn.Module):
+    """Divides by what an image of one colour has not."""
+    def __init__(self): super().__init__(); self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(144, 10)
+    def forward(self, x):
+        x = (x - x.mean((1, 2, 3), keepdim=True)) / x.std((1, 2, 3), keepdim=True)
+        return self.fc(self.conv(x).relu().flatten(1))
+
+
+def test_masks_of_a_network_that_divides_by_the_spread_are_placed_again(tmp_path):
+    net = place_masks(PerImage(), torch.rand(3, 3, 8, 8))
+    mask = next(iter(masks(net).values()))
+    mask.mask = torch.rand(mask.size) < 0.5
+    back = load_weights(PerImage(), save_weights(net, tmp_path/'pruned.safetensors'))
+    assert torch.equal(next(iter(masks(back).values())).mask, mask.mask)

@@ -362,7 +362,8 @@ def called(model, images, *kinds) -> list:
     calls, layers = [], [m for m in model.modules() if isinstance(m, kinds)]
     hooks = [m.register_forward_pre_hook(lambda m, x: calls.append(m)) for m in layers]
     try:
-        with torch.no_grad(): model.eval()(follow_dtype(model, next(batches(images[:2], 2)).x))
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled calls no new hook
+            model.eval()(follow_dtype(model, next(batches(images[:2], 2)).x))
     finally:
         for hook in hooks: hook.remove()
     return calls

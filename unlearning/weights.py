@@ -6,7 +6,7 @@
 __all__ = ['TWINS', 'ANOTHER', 'plain_state', 'save_weights', 'load_weights', 'export']
 
 # %% ../nbs/22_weights.ipynb #195d2fbe
-import json, pickle, re, warnings
+import json, math, pickle, re, warnings
 from collections.abc import Mapping
 from pathlib import Path
 import torch
@@ -192,7 +192,8 @@ def _with_places(net, state, facts):
     "The network with a mask, still open, wherever the file has one."
     if "image" in facts and not masks(net):
         shape, dtype = json.loads(facts["image"])
-        net = place_masks(net, torch.zeros(2, *shape, dtype=getattr(torch, dtype), device=_device(net)))
+        ramp = torch.linspace(0, 1, 2 * math.prod(shape), device=_device(net)).view(2, *shape)
+        net = place_masks(net, ramp.to(getattr(torch, dtype)))  # forward may divide by an image's spread
     for name, m in masks(net).items():
         if f"{name}.mask" in state and m.mask is None:
             m.mask = torch.ones(m.size, dtype=torch.bool, device=_device(net))
