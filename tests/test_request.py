@@ -100,7 +100,7 @@ def test_networks_by_name(tmp_path, monkeypatch):
     assert build('builders:two', 7).out_features == 7 and build('builders:none', 7).out_features == 3
     assert build('resnet18', 5).fc.out_features == 5
     assert build('resnet10t', 4).get_classifier().out_features == 4  # timm's
-    with pytest.raises(Exception, match='nonesuch'): build('nonesuch', 3)
+    with pytest.raises(ValueError, match='nonesuch'): build('nonesuch', 3)
 
 
 def test_a_builder_that_gives_no_network(tmp_path, monkeypatch):
@@ -354,13 +354,11 @@ def test_what_was_said_before_says_when_and_is_not_said_twice(answered):
     assert text.count(was) == 1 and 'Before anything was done' not in text
 
 
-def test_wrong_labels_that_are_still_said_are_not_handed_over(asked):
+def test_wrong_labels_that_are_still_said_are_not_handed_over(asked, monkeypatch):
+    monkeypatch.setattr(request, 'unlearn', lambda net, *args, **kw: copy_network(net))
     r = asked(wrong_labels=True, recipe=finetune(repair=Training(epochs=0.05, batch_size=32, lr=1e-9, augment=(), label_smoothing=0., precision='float32')))
     for step in (look, limits, choose, run): step(r)
-    said = r.facts['refused']
-    assert not said or 'nothing was repaired. See whether they are wrong' in said
-    r.after = r.before
-    assert 'nothing was repaired. See whether they are wrong' in request.refusal(r, Interval(0., -1., 1.))
+    assert 'nothing was repaired. See whether they are wrong' in r.facts['refused']
 
 
 def test_copies_are_told_from_what_was_named(asked):
@@ -607,11 +605,11 @@ def test_a_lineage_that_diverges_is_left_out(compared, tmp_path, monkeypatch, re
     monkeypatch.setattr(request, 'unlearn', unlearned)
     monkeypatch.setattr(request, '_by_owner', lambda *args: [copy_network(r.model) for _ in range(references)])
     with warnings.catch_warnings(action='ignore', category=UserWarning): facts = refer(r, tmp_path)  # they know the images
-    assert facts.networks == references - 1 and ('1 of 4 diverged' in facts.word) == few
+    assert facts.networks == references - 1 and ('diverged' in facts.word) == few
     assert not few or (r.verdict.word == before and '1 of 4 diverged' in page(r, report(r)))
 
 
-def test_images_of_another_kind_show_no_trace_of_an_earlier_request(asked, source):
+def test_where_the_named_images_are_of_another_kind_test_is_no_measure_of_earlier_ones_either(asked, source):
     other = replace(source.test, source=255 - source.test.images[:120], rows=None, labels=source.test.labels[:120],
                     indices=torch.arange(120))
     r = asked(earlier=other)
@@ -928,3 +926,19 @@ def test_an_allowance_of_less_than_one_image_is_doubted(asked):
 @pytest.mark.parametrize('n, allowed', [(34, 3.0), (31, 0.0)])
 def test_an_allowance_of_one_image_or_of_nothing_is_meant(n, allowed):
     with warnings.catch_warnings(action='error'): warn_coarse(SimpleNamespace(held_out=range(n), max_test_drop=allowed))
+
+
+class Guarded(nn.Module):
+    """Its forward asks the pixels, which torch.export cannot."""
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, x):
+        if x.max() > 100: x = x / 255
+        return self.net(x)
+
+
+def test_a_network_that_cannot_go_out_with_masks_is_refused_before_the_work(asked, training):
+    for recipe in ('activation_pruning', activation_pruning(last=0.9, repair=training, rounds=1)):
+        r = asked(recipe=recipe)
+        look(r)
+        r.model = Guarded(r.model)
+        with pytest.raises(ValueError, match='it cannot write this network .*or use a recipe without activation pruning'): look(r)
