@@ -17,7 +17,7 @@ from test_study import RECIPES, assert_same_logits, files, logits_of, networks, 
 from test_training import network
 from unlearning.load import Share, load_split
 from unlearning.images import read_split
-from unlearning.ensemble import Store, Task, claim, run_tasks, running, tidy
+from unlearning.ensemble import Store, Task, _compute, claim, run_tasks, running, tidy
 from unlearning.datasets.faces import render_faces
 from unlearning.study import network_tasks, split_in, verified_split, write_split
 from unlearning.files import Checkpoint, read_arrays, write_arrays
@@ -268,6 +268,12 @@ def test_checkpoint_goes_only_when_its_record_is_there(tmp_path, monkeypatch):
     store.checkpoint(task).path.write_bytes(b'x')  # as if the process had died just before it could remove it
     run_tasks([task], refuse, store, jobs=1)
     assert [p.suffix for p in tmp_path.iterdir()] == ['.safetensors']
+
+
+def test_what_another_run_has_lost_meanwhile_is_not_tried_again(tmp_path):
+    store, task = Store(tmp_path), Task('row', 0, {})
+    store.lose(task, 'the loss is nan')
+    assert _compute(None, task, store, 'run') == (task, 'lost', ('the loss is nan', ''))
 
 
 def test_lost_seed_leaves_no_checkpoint(tmp_path):
@@ -752,7 +758,6 @@ def test_a_task_has_one_thread_wherever_it_runs(tmp_path):
 def test_threads_of_one_process_take_turns(tmp_path):
     """A Dask worker that joined late may have several, and torch has one random state a process."""
     from concurrent.futures import ThreadPoolExecutor
-    from unlearning.ensemble import _compute
     at_work, most = [], []
     def slow(task):
         at_work.append(task); most.append(len(at_work)); time.sleep(0.05); at_work.remove(task)

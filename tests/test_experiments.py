@@ -103,6 +103,7 @@ def test_cifar10_as_it_stands(run, tmp_path):
     shown, pictures = run('cifar10', out=str(tmp_path/'out'))
     assert_study(shown, pictures, tmp_path/'out')
     assert_several_originals_without_control(shown, tmp_path/'out')
+    assert re.search(r'\bours\b', shown)
     assert 'cifar10: 500 training images, 50 of them to forget, 10,000 test images' in shown
     assert (tmp_path/'cifar10.ipynb').stat().st_size < 1e6
 
@@ -185,8 +186,9 @@ def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
     asked = []
     def study(*args, **kw): asked.append(kw); return SimpleNamespace(folder=tmp_path)
     stubs = dict(Study=study, run_study=id, save_report=lambda *a: None, project_root=lambda: tmp_path, split=SimpleNamespace(forget=()), whom=tuple, training=None,
-                 recipes={}, chosen=[], rows=[], choice={}, TRAINING=dict.fromkeys(['small', 'vit']), summary=id)
-    choice = dict(originals='one', control=True, reference=True)
+                 recipes={}, chosen=[], rows=[], choice={}, TRAINING=dict.fromkeys(['small', 'vit']), summary=id,
+                 all_within=lambda *a: ({}, {}), Budget=lambda *a: None, numbers={}, methods=[])
+    choice = dict(originals='one', control=True, reference=True, seeds=3, samples=50, permutations=7, jobs=2, device='cuda', scheduler='tcp://x:1')
     source, names = notebook_cell(name, 'Study(', stubs | choice)
     exec(source, names)
     assert asked and all(choice.items() <= kw.items() for kw in asked)
@@ -222,11 +224,11 @@ def test_what_a_search_found_is_used_by_architectures():
 
 
 def test_a_method_too_dear_for_a_network_is_refused_before_it():
-    ask = dict(all_within=lambda budget, told: ({}, {'finetune': 'a pass takes 8 %'}), Budget=lambda *a: None, split=None, trained={'vit': SimpleNamespace(TA={'original': 50.})},
-               numbers={}, TRAINING=dict(vit=None), share=0.01, methods=['finetune'])
-    source, names = notebook_cell('architectures', 'def recipes_of(n):', ask)
-    exec(source.split('\n\nresults')[0], names)
-    with pytest.raises(ValueError, match='network vit: a pass takes 8 %'): names['recipes_of']('vit')
+    def run_study(*args): raise AssertionError('it was trained')
+    ask = dict(all_within=lambda budget, told: ({}, {'finetune': 'a pass takes 8 %'}), Budget=lambda *a: None, Study=lambda *a, **kw: None, run_study=run_study, split=None,
+               project_root=Path, summary=id, numbers={}, networks=['vit'], methods=['finetune'], TRAINING={'vit': None})
+    source, names = notebook_cell('architectures', 'def study(network', ask)
+    with pytest.raises(ValueError, match='network vit: a pass takes 8 %'): exec(source, names)
 
 
 @pytest.mark.parametrize('name, given, exchangeable', [

@@ -566,7 +566,7 @@ def test_where_methods_and_controls_start(full, tmp_path, originals):
     study = full[0] if originals == 'each' else tiny(tmp_path, recipes=STILL, originals='one', control=True)
     if originals == 'one': run(study)
     found = records(study)
-    assert len(found['original']) == (2 if originals == 'each' else 1) and 'reference' in found or originals == 'one'
+    assert len(found['original']) == (2 if originals == 'each' else 1) and ('reference' in found) == (originals == 'each')
     for row, start in (('still', 'original'), ('control-still', 'retrain')):
         for k in (0, 1):
             came = found[start][k if originals == 'each' else 0]
@@ -688,6 +688,7 @@ def test_lost_network_takes_its_own_lineage_only(tmp_path, monkeypatch):
 def test_fewer_than_two_are_not_enough_nor_is_a_lost_only_original(tmp_path, monkeypatch, originals, row, says):
     losing(monkeypatch, (row, 0))
     with pytest.raises(FloatingPointError, match=says): run(tiny(tmp_path, recipes=STILL, originals=originals, control=True))
+    assert not any(p.name.startswith('still') for p in networks(tmp_path))  # it is known before
 
 
 def test_error_in_one_original_leaves_the_other_lineages(tmp_path, monkeypatch):

@@ -456,6 +456,7 @@ def test_numpy_scalars_are_numbers(tmp_path):
 
 
 @pytest.mark.parametrize('wrong, says', [
+    (dict(seeds=1), 'seeds is 1: .*at least 2'), (dict(jobs=2.5), 'jobs is 2.5'),
     (dict(seeds='8'), "seeds is '8', a str: pass a whole number"), (dict(seeds=2.5), 'seeds is 2.5'), (dict(seeds=True), 'seeds is True'),
     (dict(samples=True), 'samples is True, a bool: pass a whole number or None'), (dict(training=Training(epochs=True)), 'training.epochs is True, a bool: pass a number'),
     (dict(jobs=0), 'jobs is 0'), (dict(permutations=-1), 'permutations is -1'), (dict(samples='all'), "samples is 'all', a str: pass a whole number or None"),

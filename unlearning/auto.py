@@ -7,7 +7,7 @@ __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_S
            'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH',
            'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'Even', 'of_classes',
            'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log', 'among', 'starts', 'told', 'quiet',
-           'Found', 'pseudo_requests', 'runs_of', 'auto']
+           'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
 import inspect, math, warnings
@@ -40,7 +40,7 @@ def halves(test: Images) -> tuple:  # Images that tune, Images that are evidence
     return test[np.flatnonzero(~odd)], test[np.flatnonzero(odd)]
 
 # %% ../nbs/94_auto.ipynb #816f02c0
-FEW = "too few to draw a request like it; name a recipe in the place of 'auto'"
+FEW = "too few to draw a request like it; name a recipe instead of a search"
 
 def _like(split: Split, rng) -> np.ndarray:
     "Positions in retain: of each class as many images as the request names; of people, whole ones, as many images."
@@ -105,7 +105,7 @@ class Even(ValueError): "There is no trace to search by."
 NOTHING = ("the network ranks what it was trained on as it ranks unseen images of the same classes "
            "(at {:.1f} % on average, where 50 is even): "
            "there is no trace by which a recipe could be chosen. "
-           "Name one in the place of 'auto', such as finetune or gradient_surgery")
+           "Name one instead of a search, such as finetune or gradient_surgery")
 UNCOMPARED = ("there is no unseen image of the classes of those that must go: "
               "name test images of these classes")
 MOST = 5000  # retained images that are looked at
@@ -272,6 +272,8 @@ class Found:
     at: int = 0          # of `trials`: the row that was chosen
 
 # %% ../nbs/94_auto.ipynb #8e8c5696
+class NoTrial(ValueError): "No trial came to an end."
+
 NO_TRIAL = ("none of {} trials came to an end: {}. Allow a larger share, "
             "or check learning rate and batch size of `training`, by which repairs' rates are measured")
 LEAST_HARM = ("none of {} trials kept test accuracy within {:.1f} points each time: "
@@ -289,7 +291,7 @@ def _chosen(table, max_test_drop) -> tuple:  # position of a row, why it should 
     "The best finalist; else the least harmful one; else the least harmful trial."
     first, last = (table[table["round"] == k] for k in (1, 2))
     if not first.price.notna().any():
-        raise ValueError(NO_TRIAL.format(len(first), ", ".join(first.out.unique())))
+        raise NoTrial(NO_TRIAL.format(len(first), ", ".join(first.out.unique())))
     fair = last[last.out == ""]
     if len(fair):
         at = fair.price.idxmin()

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DESCRIBERS', 'DATA', 'PLAIN', 'HEAP', 'PYTHONS', 'GENERATED', 'HOOKS', 'TORCHS', 'FULL', 'DEATHS', 'DIED', 'HEAVY',
-           'NOT_THERE', 'OTHER_PYTHON', 'NO_DASK', 'NO_ANSWER', 'THREADS', 'BAR', 'describes', 'describe', 'hash_of',
-           'bytes_of', 'own', 'architecture', 'Task', 'environment', 'unwritable', 'Store', 'whole', 'claim', 'tidy',
-           'running', 'end_with', 'Unfit', 'packed', 'unpacked', 'Sent', 'workers', 'raise_errors', 'run_tasks',
+           'NOT_THERE', 'HERE', 'OTHERWISE', 'NO_DASK', 'NO_ANSWER', 'THREADS', 'BAR', 'describes', 'describe',
+           'hash_of', 'bytes_of', 'own', 'architecture', 'Task', 'environment', 'unwritable', 'Store', 'whole', 'claim',
+           'tidy', 'running', 'end_with', 'Unfit', 'packed', 'unpacked', 'Sent', 'workers', 'raise_errors', 'run_tasks',
            'progress_bar']
 
 # %% ../nbs/80_ensemble.ipynb #5c3e4d42
@@ -179,6 +179,7 @@ def own(thing) -> bool:
             else getattr(thing, "__module__", None) or "builtins")
     if name == "builtins":  # or code that `exec` has run without a name
         return inspect.isfunction(thing) or isinstance(thing, type) and bool(thing.__flags__ & HEAP)
+    if name == "__main__": return True  # which is another file in a worker
     if name.partition(".")[0] in {"unlearning", *sys.stdlib_module_names}: return False
     file = getattr(sys.modules.get(name), "__file__", None) or ""
     return not {"site-packages", "dist-packages"} & set(Path(file).parts)
@@ -572,6 +573,7 @@ def _compute(make, task, store, run, begun_by=0):
     try:
         with training.turn, claim(store, task.name, run) as deaths:
             if task in store: return task, "done", None  # another run on this folder was faster
+            if (why := store.why_lost(task)) is not None: return task, "lost", (why, "")
             if deaths is None: return task, "busy", None
             if deaths >= DEATHS: return task, "broken", (DIED.format(deaths), "")
             return task, *_make(make, task, store)
@@ -628,22 +630,22 @@ def packed(make) -> bytes:
 NOT_THERE = ("the worker on {} cannot load the code of this run ({}: {}): "
              "start workers where they can import it, in its folder or with that folder in "
              "PYTHONPATH, or install it there; what is finished is kept")
-OTHER_PYTHON = ("the worker on {} runs Python {}.{}, this run Python {}.{}: "
-                "compiled code does not travel between them")
+HERE = (*sys.version_info[:2], unlearning.__version__)  # a key holds the latter
+OTHERWISE = ("the worker on {} runs Python {}.{} with unlearning {}, this run Python {}.{} with {}: "
+             "start workers in this run's environment; what is finished is kept")
 
 def _absent(e): return Unfit(NOT_THERE.format(socket.gethostname(), type(e).__name__, e))
 
-def unpacked(data: bytes, version=sys.version_info[:2]):
-    "What was packed under a version of Python. `Unfit` if it cannot be had here."
-    host, mine = socket.gethostname(), sys.version_info[:2]
-    if mine != tuple(version): raise Unfit(OTHER_PYTHON.format(host, *mine, *version))
+def unpacked(data: bytes, version=HERE):
+    "What was packed under versions of Python and of this library. `Unfit` if it cannot be had here."
+    if HERE != tuple(version): raise Unfit(OTHERWISE.format(socket.gethostname(), *HERE, *version))
     try: return cloudpickle.loads(data)
     except (ImportError, AttributeError) as e: raise _absent(e) from e
 
 # %% ../nbs/80_ensemble.ipynb #c83fd2ef
 class Sent:
     "A function of tasks that is packed when it is sent (with one job it is not), and unpacked when it is called."
-    def __init__(self, make=None, data=None, version=sys.version_info[:2]):
+    def __init__(self, make=None, data=None, version=HERE):
         self.make, self.data, self.version = make, data, version
 
     def __reduce__(self):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT',
-           'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'ALONE',
+           'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'SEARCH', 'ALONE',
            'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'meant', 'blueprint',
            'settings_of', 'shown', 'check_types', 'checked_training', 'meant_training', 'settled_recipe', 'Study',
            'check_alike', 'asked', 'check_numbers', 'gpus', 'gpus_found', 'lacks', 'check_given', 'check_device',
@@ -19,7 +19,7 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE',
            'pack', 'listing', 'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
-import errno, inspect, math, os, re, shutil, socket, textwrap, time, warnings, zipfile
+import errno, inspect, json, math, os, re, shutil, socket, textwrap, time, warnings, zipfile
 from dataclasses import dataclass, fields, is_dataclass, replace
 from numbers import Integral, Real
 from collections.abc import Mapping
@@ -827,8 +827,9 @@ def without_original(tasks, failures, broken):
     raise FloatingPointError(f"{which} be trained: "
                              f"{next(failures[t] for t in row if t in failures)}")
 
-def too_few_retrained(tasks, failures):
+def too_few_retrained(tasks, failures, broken):
     if len(tasks["retrain"]) - sum(t.method == "retrain" for t in failures) >= 2: return
+    raise_errors({t: words for t, words in broken.items() if t.method in KEPT})
     why = next(why for t, why in failures.items() if t.method == "retrain")
     raise FloatingPointError(f"fewer than two retrained networks could be trained: {why}")
 
@@ -862,21 +863,23 @@ def run_study(
             return run_tasks(tasks, make, store, jobs, bar, scheduler, broken)
         failures = trained_first(study, tasks, run, make)
         without_original(tasks, failures, broken)
+        too_few_retrained(tasks, failures, broken)
         failures |= orphans(tasks, failures, broken)
         others = [t for t in measured if t.method not in KEPT and t not in failures]
         failures |= run(sorted(others, key=lambda t: -t.cost), make)
         run([m for t, m in measured.items() if t not in failures and t not in broken], measure)
     raise_errors(broken)
-    too_few_retrained(tasks, failures)
     return collect(study, tasks, measured, store, failures)
 
 # %% ../nbs/81_study.ipynb #d1433346
 RECORD, SPLIT = (re.compile(f"{row}-[0-9a-f]{{16}}[.]{kind}")
                  for row, kind in ((r"\w[\w+#=. -]*-\d{3,}", "(safetensors|lost)"), ("split", "safetensors")))
+SEARCH = re.compile(r"search-\w+-[0-9a-f]{16}[.]json")  # what 96_search has found
 
 def refuse_damaged(path, name):
     "An error of some kind if this is not the whole record or split that has this name."
     if name.endswith(".lost"): return  # a sentence; the zip file has a checksum of it
+    if name.endswith(".json"): json.loads(path.read_text()); return
     if not SPLIT.fullmatch(name): read_arrays(path)
     elif f"split-{read_split(path).fingerprint}.safetensors" != name:
         raise ValueError(f"{path} is another split")
@@ -909,7 +912,8 @@ def pack(
     split=False,   # whether the images go with them
 ) -> list:         # paths of the files
     "A study's records in one zip file, or in several. Damaged ones are left out, with a warning."
-    wanted = lambda name: RECORD.fullmatch(name) or split and SPLIT.fullmatch(name)
+    kinds = [RECORD, SEARCH, SPLIT][:3 if split else 2]
+    wanted = lambda name: any(kind.fullmatch(name) for kind in kinds)
     paths = [p for p in sorted(Path(folder).iterdir()) if wanted(p.name)]
     if not paths: raise ValueError(f"{folder} holds no records: pass the folder of a study")
     loads, file = in_loads(filter(undamaged, paths), most), Path(file)
@@ -962,7 +966,8 @@ def unpack(file, folder):
     "Put the records of a file of `pack` into a folder. Whole ones that are there stay. `ValueError` names the damaged."
     with _opened(file) as archive:
         names = archive.namelist()
-        if odd := [n for n in names if not (RECORD.fullmatch(n) or SPLIT.fullmatch(n))]:
+        kinds = RECORD, SEARCH, SPLIT
+        if odd := [n for n in names if not any(kind.fullmatch(n) for kind in kinds)]:
             raise ValueError(f"{file} holds {odd[0]!r}, which is no record's name: "
                              "nothing was unpacked")
         damaged = [why for n in names if (why := _unpacked(archive, n, Store(folder)))]

@@ -1,0 +1,88 @@
+"""Settings searched on a study's own networks: carried with its records, found by networks of one's own, and after losses."""
+import subprocess, sys, textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import unlearning
+from unlearning import search
+from unlearning.auto import NoTrial
+from unlearning.ensemble import Store
+from unlearning.images import in_memory, make_split
+from unlearning.search import search_for, searched, searched_recipes
+from unlearning.study import Study, network_tasks, pack, run_study, unpack
+from unlearning.training import Training
+
+TRAINING = Training(epochs=16, batch_size=64, lr=0.1, label_smoothing=0., augment=(), precision='float32')
+
+
+def noisy_digits():
+    """Of which a small network remembers much."""
+    rng, (pixels, labels) = np.random.default_rng(0), load_digits(return_X_y=True)
+    noisy = (255 * (pixels.reshape(-1, 1, 8, 8) / 16 + rng.normal(0, 0.4, (len(pixels), 1, 8, 8))).clip(0, 1)).astype(np.uint8)
+    order = rng.permutation(len(pixels))
+    train, test = (in_memory(noisy[at], labels[at]) for at in (order[:500], order[500:1100]))
+    return make_split(train, test, np.arange(60))
+
+
+@pytest.fixture(scope='module')
+def study(tmp_path_factory):
+    made = Study(noisy_digits(), {}, tmp_path_factory.mktemp('study'), training=TRAINING, seeds=2, originals='each', permutations=0, jobs=1)
+    run_study(made, progress=False)
+    return made
+
+
+def test_what_was_found_travels_with_the_records(study, tmp_path):
+    found = search_for(study, 'finetune', 0.2, trials=1)
+    file, = pack(study.folder, tmp_path/'study.zip')
+    unpack(file, tmp_path/'there')
+    there = [*(tmp_path/'there').glob('search-finetune-*.json')]
+    assert len(there) == 1 and search_for(replace(study, folder=tmp_path/'there'), 'finetune', 0.2, trials=1) == found
+
+
+def test_where_the_first_original_diverged_the_next_is_searched_on(study, tmp_path):
+    file, = pack(study.folder, tmp_path/'study.zip')
+    unpack(file, tmp_path/'there')
+    less, store = replace(study, folder=tmp_path/'there'), Store(tmp_path/'there')
+    first = network_tasks(less)['original'][0]
+    before = len([*(tmp_path/'there').glob('search-*.json')])
+    store.path(first).unlink()
+    store.lose(first, 'the loss is nan')
+    assert search_for(less, 'finetune', 0.2, trials=1).numbers and len([*(tmp_path/'there').glob('search-*.json')]) == before + 1
+
+
+def test_a_method_without_a_whole_trial_keeps_its_own_numbers_and_a_star(study, monkeypatch):
+    def auto(*args, **kw): raise NoTrial('none of 1 trials came to an end: diverged')
+    monkeypatch.setattr(search, 'auto', auto)
+    found = search_for(study, 'noise', 0.2, trials=1)
+    assert found.numbers == {} and found.word.startswith('none of 1 trials') and searched_recipes(study, dict(noise=found), 0.2)['noise'].title.endswith('*')
+
+
+def test_settings_are_not_searched_where_the_gpu_is_not(study):
+    away = replace(study, device='cpu')
+    object.__setattr__(away, 'device', 'cuda:99')
+    with pytest.raises(ValueError, match="device is 'cuda:99', and torch finds .* here, where settings are searched"): searched(away, ['boundary'])
+
+
+def test_a_network_typed_into_a_script_is_found_by_its_searches(tmp_path):
+    """In another process `__main__` is another file, and the key has to be the same."""
+    (tmp_path/'mine.py').write_text(textwrap.dedent('''
+        import sys
+        sys.path[:0] = {path!r}
+        from dataclasses import replace
+        from torch import nn
+        from test_search import TRAINING, noisy_digits
+        from unlearning.search import searched
+        from unlearning.study import Study
+
+        def narrow(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+        if __name__ == "__main__":
+            study = Study(noisy_digits(), {{}}, "out", network=narrow, training=replace(TRAINING, epochs=30, lr=0.05), seeds=2, permutations=0, jobs=2)
+            print(*searched(study, ["finetune"], 0.2, trials=1, progress=False))
+    ''').format(path=[str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]))
+    done = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.strip() == 'finetune', done.stderr
