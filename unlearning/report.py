@@ -497,7 +497,8 @@ def beside_paper(results: Results, dataset: str) -> pd.DataFrame:
     # F only as a pair of orders: it depends on K, 32 in the paper
     columns = ["RA", "TA", "UA", "mean_gap", "F_paper"]
     pair = {"ours": summary(results)[columns], "paper": paper_summary(dataset)[columns]}
-    table = pd.concat(pair, axis=1, join="inner").swaplevel(axis=1).astype(float).round(2)
+    table = pd.concat(pair, axis=1, join="inner").swaplevel(axis=1).astype(float)
+    table = table.round({c: 3 if c[0] == "F_paper" else 2 for c in table})
     table = table.loc[:, [(column, who) for column in columns for who in pair]]
     table.columns.names, table.index.name = [origin(results), None], None
     return table.rename(index=results.facts["titles"],

@@ -114,6 +114,8 @@ def write_pages(out):
 
 def build(site):
     "The status of Sphinx: 0 where it had nothing to say, and the site is whole."
+    if Path(site).exists() and not (Path(site)/"searchindex.js").exists():
+        sys.exit(f"{site} is there, and no site: it would be replaced. Name another folder, or remove it")
     with tempfile.TemporaryDirectory() as folder:
         pages, made = Path(folder)/"pages", Path(folder)/"site"
         write_pages(pages)
