@@ -471,12 +471,14 @@ def _depends(call, x):
     return torch.autograd.grad(call.out.sum(), x, allow_unused=True, retain_graph=True)[0] is not None
 
 # %% ../nbs/21_activations.ipynb #c488500b
-EACH = "activations are called {1} times for {0} images and {2} times for one less: its forward goes by the image"
+EACH = ("activations are called {1} times for {0} images and {2} times for one less: "
+        "its forward goes by the image")
 
 def _of_images(seen, x):
     "The recorded calls whose output is a batch that depends on the images."
     one_less = record(seen.net, x[1:].clone()).calls
-    if len(one_less) != len(seen.calls): _refuse(seen, seen.net, EACH.format(len(x), len(seen.calls), len(one_less)))
+    if len(one_less) != len(seen.calls):
+        _refuse(seen, seen.net, EACH.format(len(x), len(seen.calls), len(one_less)))
     for call, fewer in zip(seen.calls, one_less):
         if call.func in _CLAMPING and call.early: continue  # pixels, put in their range
         if _batched(call, fewer, len(x)): yield call
@@ -530,7 +532,8 @@ def _alike(a, b):
     def near(g, h):
         finite = g[g.isfinite()]
         size = float(finite.abs().max()) if finite.numel() else 0.
-        return g.shape == h.shape and torch.allclose(g, h, rtol=1e-3, atol=1e-5 + 1e-4 * size, equal_nan=True)
+        how = dict(rtol=1e-3, atol=1e-5 + 1e-4 * size, equal_nan=True)
+        return g.shape == h.shape and torch.allclose(g, h, **how)
     return len(a) == len(b) and all(map(near, a, b))
 
 def _same(a, b):
@@ -641,7 +644,8 @@ def watch_activations(
         return lambda module, args, out: seen.__setitem__(name, out.clone())
     handles = [m.register_forward_hook(keep(name)) for name, m in masks(net).items()]
     try:
-        with torch.compiler.set_stance("force_eager"): net(follow_dtype(net, x))  # what is compiled calls no new hook
+        # what is compiled calls no new hook
+        with torch.compiler.set_stance("force_eager"): net(follow_dtype(net, x))
     finally:
         for handle in handles: handle.remove()
     return seen

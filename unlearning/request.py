@@ -357,9 +357,10 @@ def study_of(r: Request, folder, jobs: int = -1) -> Study:
                  permutations=0, device=str(r.device))
 
 def refuse_untrainable(r):
-    "`ValueError` where the references that are asked for cannot be made; a `Doubt` where they would say nothing."
+    "`ValueError`: references are asked for and cannot be made; `Doubt`: they would say nothing."
     if not r.references: return
-    if len(looked_at(r)["forget"]) < 2: warnings.warn(f"{ALONE}: references will say nothing of it", Doubt)
+    if len(looked_at(r)["forget"]) < 2:
+        warnings.warn(f"{ALONE}: references will say nothing of it", Doubt)
     if r.train is not None: return
     try: drawn_anew(unwrap(r.model)); study_of(r, ".")
     except ValueError as e: raise ValueError(NO_REFERENCE.format(e)) from e
@@ -380,8 +381,11 @@ def refuse_unexported(r):
         net = place_masks(copy_network(unwrap(r.model)).cpu().eval(), x)
         try:
             export(net, Path(folder) / "program.pt2", x)
-            load_weights(copy_network(unwrap(r.model)), save_weights(net, Path(folder) / "weights.safetensors"))
-        except Exception as e: raise ValueError(UNEXPORTED.format((str(e).strip() or type(e).__name__).splitlines()[0])) from e
+            path = save_weights(net, Path(folder) / "weights.safetensors")
+            load_weights(copy_network(unwrap(r.model)), path)
+        except Exception as e:
+            why = (str(e).strip() or type(e).__name__).splitlines()[0]
+            raise ValueError(UNEXPORTED.format(why)) from e
 
 # %% ../nbs/95_request.ipynb #262f0a78
 def look(r: Request, key: bytes | None = None, paths=None) -> pd.Series:

@@ -22,7 +22,8 @@ from .files import write_whole
 from .methods.budget import WITHIN, Budget
 from .images import Split
 from .models import copy_network
-from .study import Results, Study, network_tasks, run_study, training_settings, weights_in, gpus_found, lacks
+from .study import (Results, Study, gpus_found, lacks, network_tasks, run_study,
+                              training_settings, weights_in)
 from .unlearn import refuse_unfit
 
 # %% ../nbs/96_search.ipynb #9601a025
@@ -47,13 +48,16 @@ def one_thread():
 def refuse_elsewhere(study):
     "`ValueError` without the study's GPU; what was found on it can be read anywhere."
     if lacks(study.device):
-        raise ValueError(f"device is {study.device!r}, and {gpus_found()} here, where settings are searched")
+        raise ValueError(f"device is {study.device!r}, and {gpus_found()} here, "
+                         "where settings are searched")
 
 def original_of(study: Study) -> tuple:
     "The first original that a study has, in eval mode; its key. `ValueError`: none is trained yet."
     store = Store(study.folder)
-    task = next((t for t in network_tasks(study)["original"] if t in store), None)  # some may have diverged
-    if task is None: raise ValueError(f"{study.folder} has no original of this study: run_study first")
+    row = network_tasks(study)["original"]
+    task = next((t for t in row if t in store), None)  # some may have diverged
+    if task is None:
+        raise ValueError(f"{study.folder} has no original of this study: run_study first")
     if study.original is not None: return copy_network(study.original).eval(), task.key
     return study.plan.filled(weights_in(store.load(task)[0])).eval(), task.key
 
@@ -65,7 +69,7 @@ def search_for(
     trials: int = 16,
     max_test_drop: float = 3.,  # points of test accuracy that a trial may lose
 ) -> Searched:
-    "Search a method's numbers on the first original; written into the study's folder, and not searched twice."
+    "A method's numbers, searched on the first original; once, for they lie in the study's folder."
     original, key = original_of(study)
     asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)),
                      share, trials, max_test_drop])
@@ -94,16 +98,18 @@ def check_searched(study, methods, share, trials):
     if not all(found.values()): refuse_elsewhere(study)
     if trials < 1: raise ValueError(f"trials is {trials}: at least 1 of each method")
     try: like = pseudo_request(study.split, halves(study.split.test)[0], 0)
-    except ValueError as e: raise ValueError(f"settings cannot be searched for this request ({e})") from e
+    except ValueError as e:
+        raise ValueError(f"settings cannot be searched for this request ({e})") from e
     for m in methods:
-        if m not in RANGES: raise ValueError(f"no ranges to search {m!r} in: use {', '.join(RANGES)}")
+        if m not in RANGES:
+            raise ValueError(f"no ranges to search {m!r} in: use {', '.join(RANGES)}")
         try: refuse_unfit(study.plan.fresh(0), like, WITHIN[m](Budget(like, study.training, share)))
         except ValueError as e: raise ValueError(f"{m} cannot be searched: {e}") from e
 
 # %% ../nbs/96_search.ipynb #9601a013
 def searched(study: Study, methods, share: float = 0.05, trials: int = 16, max_test_drop: float = 3.,
              progress: bool = True) -> dict:  # method: Searched
-    "`search_for` each method, on this machine, after the study's originals are trained. `ValueError`, before: see `check_searched`."
+    "`search_for` each method, here, once the originals are trained. `ValueError`: see `check_searched`."
     check_searched(study, methods, share, trials)
     study = replace(study, recipes={})
     run_study(study, progress)
@@ -114,24 +120,27 @@ def searched(study: Study, methods, share: float = 0.05, trials: int = 16, max_t
 # %% ../nbs/96_search.ipynb #9601a014
 def search_table(found: dict) -> pd.DataFrame:  # anything: Searched
     "What was found, a row each."
-    columns = {"trace": "trace left, %", "accuracy": "test accuracy, points", "word": "", "numbers": "numbers"}
+    columns = dict(trace="trace left, %", accuracy="test accuracy, points", word="", numbers="numbers")
     rows = [[getattr(s, name) for name in columns] for s in found.values()]
     table = pd.DataFrame(rows, [*found], [*columns.values()])
     return table.round(1).assign(numbers=table.numbers.map(json.dumps))
 
 # %% ../nbs/96_search.ipynb #9601a017
 def searched_recipes(study: Study, found: dict, share: float = 0.05) -> dict:  # method: Recipe
-    "A recipe for each method, with the numbers that were found. Its title has a star where a word speaks against them."
+    "A recipe for each method, with the numbers found; a star at its title: a word speaks against them."
     budget = Budget(study.split, study.training, share)
     made = {m: WITHIN[m](budget, **s.numbers) for m, s in found.items()}
     return {m: replace(r, name=m, title=r.title + "*" * bool(found[m].word)) for m, r in made.items()}
 
 # %% ../nbs/96_search.ipynb #9601a023
 def by_half(results: Results, split: Split) -> pd.DataFrame:
-    "Test accuracy against Retrain's, points, of each method: on the half that had a say, and on the other."
+    "Test accuracy against Retrain's, points: on the half that had a say, and on the other."
     parts = [np.isin(split.test.indices, half.indices) for half in halves(split.test)]
-    def right(m): return np.array([100 * results.answers[m].correct["test"][:, at].mean() for at in parts])
+    def right(m):
+        answers = results.answers[m].correct["test"]
+        return np.array([100 * answers[:, at].mean() for at in parts])
     rows = {title: right(m) - right("retrain") for m, title in results.facts["titles"].items()
             if m in results.answers and m != "retrain"}
-    columns = [f"{name} ({at.sum():,} images)" for name, at in zip(("searched on", "the other half"), parts)]
+    names = "searched on", "the other half"
+    columns = [f"{name} ({at.sum():,} images)" for name, at in zip(names, parts)]
     return pd.DataFrame(rows, columns).T.round(2)

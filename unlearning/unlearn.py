@@ -53,7 +53,7 @@ class Piece:
     "A part of a recipe."
     def start(self, run: Run): "Called once, before the first phase."
     def refuse_network(self, run: Run):
-        "`ValueError` where it cannot start; asked of a network before it is trained, if starting costs nothing."
+        "`ValueError` where it cannot start; asked before a training, if starting costs nothing."
         if not self.look(run.split): self.start(run)
     def look(self, split: Split) -> float:  # image passes, forward and backward, that `start` costs
         return 0.
@@ -362,7 +362,8 @@ def called(model, images, *kinds) -> list:
     calls, layers = [], [m for m in model.modules() if isinstance(m, kinds)]
     hooks = [m.register_forward_pre_hook(lambda m, x: calls.append(m)) for m in layers]
     try:
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled calls no new hook
+        # what is compiled calls no new hook
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             model.eval()(follow_dtype(model, next(batches(images[:2], 2)).x))
     finally:
         for hook in hooks: hook.remove()
@@ -509,7 +510,7 @@ def look_before(model, split, recipes, smallest=2, trained=True):
     return check(model, split, min([smallest, *(p.smallest(split) for p in phases)]), trained=trained)
 
 def refuse_unfit(model, split, recipe):
-    "`ValueError` of a piece that cannot start on this network or these images, as far as asking costs no pass."
+    "`ValueError` of a piece that cannot start on this network, as far as asking costs no pass."
     run = run_of(model, split, recipe)
     with seeded(run, "start", 0):
         for piece in recipe.pieces(): piece.refuse_network(run)

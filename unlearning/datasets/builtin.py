@@ -157,10 +157,12 @@ def cifar10n(
     known_seed: int = 0,      # draws it
     mean=None, std=None,      # with which the network was trained; None: those of train
 ) -> Source:
-    "CIFAR-10 under the labels that people gave it; `truth` holds the true ones. `ValueError` if a file is missing, or in another order."
+    "CIFAR-10 under people's labels; `truth` holds the true ones. `ValueError`: no file, or in another order."
     source, given = cifar10(root, mean, std), human_labels(root, labels)
     wrong = np.mean(given != source.train.labels.numpy())  # of the published ones, 9, 17 and 40 %
-    if wrong > 0.5: raise ValueError(OTHER_ORDER.format(labels, 100 * wrong, _get_cifar10n(Path(root) / "cifar-10n")))
+    if wrong > 0.5:
+        get = _get_cifar10n(Path(root) / "cifar-10n")
+        raise ValueError(OTHER_ORDER.format(labels, 100 * wrong, get))
     source = relabelled(source, given, known, known_seed)
     part = "" if known == 1 else f", {100 * known:.3g} % of the wrong ones known"
     return source._replace(name=f"cifar10n ({labels}{part})")

@@ -38,7 +38,8 @@ def in_order(names) -> list:
 
 # %% ../../nbs/datasets/13_folder.ipynb #067f14b3
 def _unlisted(e):
-    raise ValueError(f"{e.filename} cannot be read ({e}): make it readable, or take it off the data set") from e
+    remedy = "make it readable, or take it off the data set"
+    raise ValueError(f"{e.filename} cannot be read ({e}): {remedy}") from e
 
 def _above(here) -> bool:
     "Whether a link has led to a folder above itself."

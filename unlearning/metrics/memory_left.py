@@ -175,7 +175,7 @@ class MemoryLeft:
     swing: float          # largest change of `memory` when one lineage is left out, in percent
     by: str               # the score
     given: str            # what the intervals are conditional on, as "one original"; "" for nothing
-    word: str             # `NOTHING` where `remembered` is not clearly above 0: all shares are NaN; or why there is none; else ""
+    word: str             # `NOTHING` where `remembered` is not clearly above 0: all are NaN; or why none is there; or ""
 
     def __str__(self):
         shares = ", ".join(f"{k} {getattr(self, k)}"
