@@ -65,6 +65,8 @@ def test_settings_are_not_searched_where_the_gpu_is_not(study):
     away = replace(study, device='cpu')
     object.__setattr__(away, 'device', 'cuda:99')
     with pytest.raises(ValueError, match="device is 'cuda:99', and torch finds .* here, where settings are searched"): searched(away, ['boundary'])
+    search_for(study, 'finetune', 0.2, trials=1)
+    search.check_searched(away, ['finetune'], 0.2, 1)  # what was found there can be read anywhere
 
 
 def test_a_network_typed_into_a_script_is_found_by_its_searches(tmp_path):

@@ -136,10 +136,10 @@ def searched_recipes(study: Study, found: dict, share: float = 0.05) -> dict:  #
 def by_half(results: Results, split: Split) -> pd.DataFrame:
     "Test accuracy against Retrain's, points: on the half that had a say, and on the other."
     parts = [np.isin(split.test.indices, half.indices) for half in halves(split.test)]
-    def right(m):
+    def on_both(m):
         answers = results.answers[m].correct["test"]
         return np.array([100 * answers[:, at].mean() for at in parts])
-    rows = {title: right(m) - right("retrain") for m, title in results.facts["titles"].items()
+    rows = {title: on_both(m) - on_both("retrain") for m, title in results.facts["titles"].items()
             if m in results.answers and m != "retrain"}
     names = "searched on", "the other half"
     columns = [f"{name} ({at.sum():,} images)" for name, at in zip(names, parts)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'PARTS', 'LEAST', 'STEP', 'KEPT',
-           'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'RECORD', 'SPLIT', 'SEARCH', 'ALONE',
+           'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'KEY', 'SPLIT', 'RECORD', 'ALONE',
            'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'meant', 'blueprint',
            'settings_of', 'shown', 'check_types', 'checked_training', 'meant_training', 'settled_recipe', 'Study',
            'check_alike', 'asked', 'check_numbers', 'gpus', 'gpus_found', 'lacks', 'check_given', 'check_device',
@@ -872,9 +872,10 @@ def run_study(
     return collect(study, tasks, measured, store, failures)
 
 # %% ../nbs/81_study.ipynb #d1433346
-RECORD, SPLIT = (re.compile(f"{row}-[0-9a-f]{{16}}[.]{kind}")
-                 for row, kind in ((r"\w[\w+#=. -]*-\d{3,}", "(safetensors|lost)"), ("split", "safetensors")))
-SEARCH = re.compile(r"search-\w+-[0-9a-f]{16}[.]json")  # what 96_search has found
+KEY = "-[0-9a-f]{16}[.]"
+SPLIT = re.compile(f"split{KEY}safetensors")
+RECORD = re.compile(rf"\w[\w+#=. -]*-\d{{3,}}{KEY}(safetensors|lost)"
+                    rf"|search-\w+{KEY}json")  # the latter is what 96_search has found
 
 def refuse_damaged(path, name):
     "An error of some kind if this is not the whole record or split that has this name."
@@ -912,8 +913,7 @@ def pack(
     split=False,   # whether the images go with them
 ) -> list:         # paths of the files
     "A study's records in one zip file, or in several. Damaged ones are left out, with a warning."
-    kinds = [RECORD, SEARCH, SPLIT][:3 if split else 2]
-    wanted = lambda name: any(kind.fullmatch(name) for kind in kinds)
+    wanted = lambda name: RECORD.fullmatch(name) or split and SPLIT.fullmatch(name)
     paths = [p for p in sorted(Path(folder).iterdir()) if wanted(p.name)]
     if not paths: raise ValueError(f"{folder} holds no records: pass the folder of a study")
     loads, file = in_loads(filter(undamaged, paths), most), Path(file)
@@ -966,8 +966,7 @@ def unpack(file, folder):
     "Put the records of a file of `pack` into a folder. Whole ones that are there stay. `ValueError` names the damaged."
     with _opened(file) as archive:
         names = archive.namelist()
-        kinds = RECORD, SEARCH, SPLIT
-        if odd := [n for n in names if not any(kind.fullmatch(n) for kind in kinds)]:
+        if odd := [n for n in names if not (RECORD.fullmatch(n) or SPLIT.fullmatch(n))]:
             raise ValueError(f"{file} holds {odd[0]!r}, which is no record's name: "
                              "nothing was unpacked")
         damaged = [why for n in names if (why := _unpacked(archive, n, Store(folder)))]
