@@ -488,6 +488,16 @@ def test_a_clamp_after_a_weight_of_the_same_block_is_an_activation():
     assert len(masks(place_masks(net, torch.rand(4, 1, 8, 8)))) == 2
 
 
+class OwnMatrix(nn.Module):
+    """As `OwnWeight`, by a matrix that is turned first."""
+    def __init__(self, i, o): super().__init__(); self.weight = nn.Parameter(torch.randn(o, i) / 5)
+    def forward(self, x): return (x.flatten(1) @ self.weight.T).clamp(min=0)
+
+
+def test_a_clamp_after_a_matrix_of_the_same_block_is_an_activation():
+    assert len(masks(place_masks(nn.Sequential(OwnMatrix(64, 8), OwnMatrix(8, 10), nn.Linear(10, 10)), torch.rand(4, 1, 8, 8)))) == 2
+
+
 class InRange(nn.Module):
     """Puts its pixels into their range, in its weights' own type."""
     def __init__(self): super().__init__(); self.conv, self.fc = nn.Conv2d(1, 4, 3), nn.Linear(144, 10)
@@ -496,6 +506,9 @@ class InRange(nn.Module):
 
 def test_pixels_put_in_their_range_are_no_activation():
     assert len(masks(place_masks(InRange(), torch.rand(4, 1, 8, 8)))) == 1
+    class Undone(InRange):  # by constants of the weights' type
+        def forward(self, x): return super().forward((x * self.conv.weight.new_tensor([0.5]) + 0.5).clamp(0, 1))
+    assert len(masks(place_masks(Undone(), torch.rand(4, 1, 8, 8)))) == 1
 
 
 class Checkpointed2(nn.Module):

@@ -332,6 +332,26 @@ def test_labels_that_are_numbered_anew_have_no_names(tmp_path):
     assert source.classes == ('0', '1') and from_dataset(anew, anew, classes=['dog', 'cat']).classes == ('dog', 'cat')
 
 
+def test_labels_that_only_change_their_type_keep_their_names_and_their_order_is_looked_at(tmp_path):
+    for part, names in dict(a=('cat', 'dog'), b=('bird', 'dog')).items():
+        for i, name in enumerate(names):
+            (tmp_path/part/name).mkdir(parents=True)
+            for k in range(12): Image.fromarray(np.full((6, 6, 3), 100 * i + k, np.uint8)).save(tmp_path/part/name/f'{k}.png')
+    train, test = (torchvision.datasets.ImageFolder(tmp_path/part, target_transform=torch.tensor) for part in 'ab')
+    assert from_dataset(train, train).classes == ('cat', 'dog')
+    with pytest.raises(ValueError, match="class 0 is 'cat' in train and 'bird' in test"): from_dataset(train, test)
+
+
+def test_a_link_upwards_from_a_linked_folder_is_left_out(tmp_path):
+    for i, path in enumerate(('data/cats', 'data/other', 'tree/train/dog', 'tree/test/cat', 'tree/test/dog')):
+        (tmp_path/path).mkdir(parents=True)
+        for k in range(3): Image.fromarray(np.full((6, 6, 3), 20 * i + k, np.uint8)).save(tmp_path/path/f'{k}.png')
+    (tmp_path/'tree'/'train'/'cat').symlink_to(tmp_path/'data'/'cats')
+    (tmp_path/'data'/'cats'/'up').symlink_to('..')
+    with pytest.warns(UserWarning, match='1 a link to a folder above it'): split = load_split('folder', tmp_path/'tree', forget=1)
+    assert len(split.train) == 6
+
+
 def test_an_unlisted_folder_is_refused_and_a_link_upwards_is_left_out(tmp_path, monkeypatch):
     for part in ('train', 'test'):
         for i, c in enumerate(('cat', 'dog')):

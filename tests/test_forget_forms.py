@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -93,6 +94,7 @@ def test_images_of_a_folder(tree, forget, found):
     (1.0, 'between 0 and 1.*as 1, without a point'), (5.0, 'between 0 and 1.*as 5'), ('100%', 'between 0 and 1'), (-0.1, 'between 0 and 1'), (float('nan'), 'between 0 and 1'), (1e-4, '898 images is none.*ask for 0.0011'), (0.9999, 'is all'),
     ('class:12', "no class '12'.*0 to 9"), ('class:', "no class ''"), (['class:3', 'class:cat'], "no class 'cat'"), ([f'class:{i}' for i in range(10)], 'all 898'),
     ('3', "'class:3'"), ('90', 'write forget=90'), ('gone.txt', 'gone.txt does not exist.*name an existing .npy'), (['cat/00.png'], 'digits has no paths'), (b'a.txt', 'neither'), ({}, 'neither'),
+    (pd.DataFrame(dict(index=[3, 4])), r"forget is a table: pass a column of it, such as table\['index'\]"),
     (np.ones(9, bool), r'boolean mask of shape \(9,\).*898 training images'), (np.zeros(898, bool), 'empty'), ([], 'empty'), ([[1, 2], [3]], 'flat list'), ([1, 'a'], '<U'), ([3.0], 'float64'), ([-1], 'outside'), ([4, 4], 'listed 2 times'),
     (0, 'ask for 1 to 897'), (898, 'ask for 1 to 897'), ('challenge', 'belongs to cifar10'), (Share(0.1), 'whose image is whose'), (People([3]), 'whose image is whose'), ('identities', 'whose image is whose')])
 def test_what_is_refused_says_what_would_do(forget, says): refused(forget, says)

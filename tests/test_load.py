@@ -47,6 +47,7 @@ def test_bad_forget_files_are_refused(tmp_path):
     def refused(name, says):
         with pytest.raises(ValueError, match=says): load_split('digits', forget=tmp_path/name)
     refused('nowhere.npy', 'nowhere.npy does not exist')
+    refused('~$list.csv', r'~\$list.csv does not exist')  # as a spreadsheet's lock file is called: no home of anybody
     (tmp_path/'forget.xlsx').write_text('1\n')
     refused('forget.xlsx', "'.xlsx': use .npy, .txt")
     (tmp_path/'forget.txt').write_text('1\n2.5\n')

@@ -245,6 +245,7 @@ DAMAGE = {
     'a partition that does not exist': (rewrite(TEXTS[2], lambda text: text.replace(b' 2\r', b' 3\r')), 'list_eval_partition.txt holds the value 3, and only 0, 1, 2' + BY_HAND),
     'an attribute that is neither': (rewrite(TEXTS[0], lambda text: text[:-5] + text[-5:].replace(b'1', b'7')), 'list_attr_celeba.txt holds the value -?7, and only -1, 1' + BY_HAND),
     'an image listed twice': (lambda folder: [rewrite(name, lambda text: text.replace(b'000300.jpg', b'000299.jpg'))(folder) for name in TEXTS], 'list_attr_celeba.txt lists 000299.jpg twice' + BY_HAND),
+    'somebody whom nobody knows': (rewrite(TEXTS[1], lambda text: text.replace(f'{P.name[0]} {P.identity[0]}'.encode(), f'{P.name[0]} -1'.encode())), 'identity_CelebA.txt has the identity -1: people whom nobody knows are not one person'),
     'a person in two parts': (rewrite(TEXTS[1], lambda text: text.replace(f'{P.name[-1]} {P.identity[-1]}'.encode(), f'{P.name[-1]} {P.identity[0]}'.encode())), rf'identity {P.identity[0]} is in the partitions 0 and . of .*list_eval_partition.txt: whoever is forgotten must not be tested on'),
     'no images': (lambda folder: shutil.rmtree(folder/'img_align_celeba'), 'img_align_celeba is missing' + BY_HAND),
     'an image less': (lambda folder: (folder/'img_align_celeba'/'000300.jpg').unlink(), '000300.jpg is missing.*restore it' + BY_HAND),

@@ -23,11 +23,12 @@ from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
 from unlearning.metrics.forget_quality import Interval
-from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, look, make_example, of_people,
+from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, loaded, look, make_example, of_people,
                                 page, paired, people_named, refer, refusal, report, run, run_request, set_apart, source_of, weigh,
                                 warn_coarse, weigh_earlier, weigh_labels)
 from unlearning.methods.activation_pruning import activation_pruning
 from unlearning.methods.budget import WITHIN, Budget
+from unlearning.methods.correct_labels import correct_labels
 from unlearning.methods.finetune import finetune
 from unlearning.training import Training, fit, logits
 from unlearning.models import copy_network, create_model
@@ -117,6 +118,14 @@ def test_a_network_that_nobody_has():
 def test_a_network_of_timm_where_there_is_none(monkeypatch):
     monkeypatch.setitem(sys.modules, 'timm', None)
     with pytest.raises(ValueError, match="no network 'resnet10t' for images' classes, and timm is not installed: pip install timm"): build('resnet10t', 3)
+
+
+def test_weights_of_timm_for_a_name_that_torchvision_has_too(tmp_path):
+    timm = pytest.importorskip('timm')
+    save_weights(timm.create_model('convnext_atto', num_classes=3), tmp_path/'atto.safetensors')
+    with pytest.raises(ValueError, match=r"torchvision's convnext_tiny; timm's has a tag: convnext_tiny\."): loaded('convnext_tiny', 3, tmp_path/'atto.safetensors')
+    with pytest.raises(ValueError) as e: loaded('alexnet', 3, tmp_path/'atto.safetensors')  # which timm has not
+    assert "timm's" not in str(e.value)
 
 
 def test_data_that_cannot_be(given, source, tmp_path):
@@ -452,9 +461,17 @@ def test_references_go_before_what_test_images_say(asked, tmp_path, monkeypatch,
     assert ('do not either' in said['sentence']) == (comes == UNDECIDABLE)
 
 
+def otherwise(net):
+    """The same weights by the same names, behind another activation."""
+    for name, m in [*net.named_modules()]:
+        if isinstance(m, nn.ReLU): net.set_submodule(name, nn.SiLU())
+    return net
+
+
 @pytest.mark.parametrize('net, match', [
     (lambda given: build(given['builder'], 10), 'is no reference; trained too little'),
     (lambda given: build('resnet18', 10), 'another network than the one in production'),
+    (lambda given: otherwise(load_weights(build(given['builder'], 10), given['checkpoint'])), 'or what they compute differ'),
     (lambda given: load_weights(build(given['builder'], 10), given['checkpoint']), 'same network for seeds 0 and 1'),
     (lambda given: nn.DataParallel(load_weights(build(given['builder'], 10), given['checkpoint'])).requires_grad_(False), 'same network for seeds 0 and 1'),
     (lambda given: None, 'gave a NoneType')])
@@ -525,6 +542,75 @@ def test_wrong_labels_are_reported_as_such(training, key, tmp_path):
     assert given['after'][2] < given['before'][1] and true['after'][1] > true['before'][2] and facts['evidence'] is None
     assert {row['method'] for row in facts['recipe']['trials']} == {'random_labels', 'gradient_surgery', 'finetune'}
     assert 'whose labels are wrong' in (tmp_path / 'answer' / 'report.html').read_text()
+
+
+@pytest.fixture
+def mislabelled(training):
+    """Sixty wrong labels, of twenty of which nobody knows the true one."""
+    listed = load_split('digits', forget=60)
+    split = wrong_labels(listed, at=listed.forget.indices)
+    truth = split.train.truth.clone()
+    truth[split.forget.indices[40:]] = split.train.labels[split.forget.indices[40:]]
+    split = make_split(replace(split.train, truth=truth), split.test, split.forget.indices, split.classes)
+    net = create_model('small', 10, 1, 8)
+    fit(net, split.train, replace(training, epochs=16, batch_size=64, lr=0.1))
+    return lambda recipe, split=split: Request(net, split, training, recipe, budget=50., max_test_drop=50., wrong_labels=True)
+
+
+def test_of_some_wrong_labels_the_true_one_is_not_known(mislabelled, training):
+    r = mislabelled(finetune(repair=replace(training, epochs=1)))
+    for step in (look, limits, choose, run): step(r)
+    sentence = weigh_labels(r).sentence
+    assert sentence.startswith('Of 40 images with wrong labels') and ' Of the other 20 named ones, of which no other label is known, it says the given label of ' in sentence
+
+
+def test_wrong_labels_are_not_taught_as_true_ones(mislabelled):
+    with pytest.raises(ValueError, match='of 20 of the 60 named images the true label is not known, or the given one'): look(mislabelled(correct_labels()))
+    known = mislabelled(correct_labels()).split
+    look(mislabelled(correct_labels(), make_split(known.train, known.test, known.forget.indices[:40], known.classes)))
+
+
+def test_copies_with_the_same_wrong_label_are_named(mislabelled):
+    split = mislabelled('finetune').split
+    one, other = split.retain.indices[:2].tolist()
+    pixels, labels = split.train.images.clone(), split.train.labels.clone()
+    wrong = split.forget.indices[0].item()
+    pixels[[one, other]] = pixels[wrong].clone()
+    labels[one], labels[other] = labels[wrong], (labels[wrong] + 1) % 10  # the latter may be right
+    again = make_split(replace(split.train, source=pixels, rows=None, labels=labels), split.test, split.forget.indices, split.classes)
+    with pytest.warns(Doubt, match=rf"1 retained images \(position {one}\) are identical to named ones and have the same label"): look(mislabelled('finetune', again))
+
+
+# A rare class
+
+@pytest.fixture
+def rare(training):
+    """Nines beside everything else, one in ten."""
+    split = load_split('digits', forget=30)
+    two = [replace(part, labels=(part.labels == 9).long()) for part in (split.train, split.test)]
+    split = make_split(*two, np.flatnonzero(two[0].labels == 1)[:20], ('other', 'nine'))
+    net = create_model('small', 2, 1, 8)
+    fit(net, split.train, replace(training, epochs=8, batch_size=64, lr=0.1))
+    return lambda drop: Request(net, split, replace(training, lr=0.1), finetune(repair=training), max_test_drop=drop)
+
+
+def test_a_class_that_may_be_lost_whole_is_told_before(rare):
+    with pytest.warns(Doubt, match='one that always names the commonest class on .*rare classes may be lost whole'): look(rare(20.))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        look(rare(3.))
+
+
+def test_a_class_that_was_lost_is_told_after(rare, monkeypatch):
+    def forgotten(net, *rest):
+        gone = copy_network(net)
+        [m for m in gone.modules() if isinstance(m, nn.Linear)][-1].bias.data += torch.tensor([99., -99.])
+        return gone
+    monkeypatch.setattr(request, 'unlearn', forgotten)
+    r = rare(20.)
+    for step in (limits, choose): step(r)
+    with pytest.warns(Doubt, match='Of the class nine the network was right on .* and now is on 0 %'): run(r)
+    assert not r.facts['refused'] and [words.split(' the network')[0] for words in r.facts['cost']['fallen']] == ['Of the class nine']
 
 
 # Pseudo requests
@@ -709,7 +795,7 @@ def test_copies_among_test_images_make_an_earlier_request_no_surer(given, source
         for step in (look, limits, choose, run, weigh): step(r)
         weigh_earlier(r)
         return r.facts['earlier']['after']
-    assert judged_on(at) == judged_on(np.r_[at, at, at])
+    assert judged_on(at) == judged_on(np.r_[at, at, at]) is not None
 
 
 def test_one_image_can_be_made_as_unseen_before_batch_norm_of_vectors(training):
@@ -749,7 +835,8 @@ def test_what_the_last_request_named_is_not_taught_again(asked, given, source, t
     net = load_weights(build(given['builder'], 10), out / 'unlearned.safetensors')
     again = load_split(source, forget=first.split.retain.indices[:20].tolist())
     r = Request(net, again, training, first.recipe, max_test_drop=50., follows=predecessor(out))
-    with pytest.raises(ValueError, match=f'90 retained images are named in request {first.id}.*taught again'): look(r, key)
+    with pytest.raises(ValueError, match=rf'90 retained images \(position \d+, .*, …\) are named in request {first.id}.*taught again'): look(r, key)
+    with pytest.raises(ValueError, match=rf"90 retained images \('\d/.*png', .*, …\) are named"): look(r, key, source.paths)
     assert str(tmp_path) not in json.dumps(r.follows.cited())
     apart, _ = set_apart(again, first.split.forget.indices)
     second = Request(net, apart, training, first.recipe, max_test_drop=50., follows=predecessor(out))
@@ -758,7 +845,7 @@ def test_what_the_last_request_named_is_not_taught_again(asked, given, source, t
     net = load_weights(build(given['builder'], 10), next_out / 'unlearned.safetensors')
     third, _ = set_apart(load_split(source, forget=apart.retain.indices[:20].tolist()), apart.forget.indices)
     r = Request(net, third, training, first.recipe, max_test_drop=50., follows=predecessor(next_out))
-    with pytest.raises(ValueError, match=f'90 retained images are named in request {second.id}, or in one before it'): look(r, key)
+    with pytest.raises(ValueError, match=rf'90 retained images \(.*\) are named in request {second.id}, or in one before it'): look(r, key)
 
 
 def test_people_are_on_one_side_of_the_test_set(source):

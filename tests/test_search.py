@@ -88,3 +88,33 @@ def test_a_network_typed_into_a_script_is_found_by_its_searches(tmp_path):
     ''').format(path=[str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]))
     done = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == 'finetune', done.stderr
+
+
+def test_a_method_of_a_script_is_searched_in_other_processes_and_anew_if_its_code_changes(tmp_path):
+    (tmp_path/'mine.py').write_text(textwrap.dedent('''
+        import sys
+        sys.path[:0] = {path!r}
+        from dataclasses import replace
+        from test_search import TRAINING, noisy_digits
+        from unlearning.auto import add_method, log
+        from unlearning.methods.budget import priced
+        from unlearning.methods.finetune import finetune
+        from unlearning.search import searched
+        from unlearning.study import Study
+
+        @priced
+        def within_mine(b, lr=1.):
+            repair = replace(b.training, lr=RATE * lr * b.training.lr)
+            return b.spend(lambda n: replace(finetune(repair=replace(repair, epochs=n)), name="mine"))
+
+        if __name__ == "__main__":
+            add_method(within_mine, lr=log(0.1, 1.))
+            study = Study(noisy_digits(), {{}}, "out", training=TRAINING, seeds=2, permutations=0, jobs=2)
+            print(searched(study, ["mine"], 0.2, trials=1, progress=False)["mine"].numbers)
+    ''').format(path=[str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]))
+    script = (tmp_path/'mine.py').read_text()
+    for rate in ('1', '0.5'):
+        (tmp_path/'mine.py').write_text(script.replace('RATE', rate))
+        done = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True)
+        assert done.stdout == "{'lr': 1.0}\n", done.stderr
+    assert len([*(tmp_path/'out').glob('search-mine-*.json')]) == 2

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 import unlearning
 from unlearning import study as study_module
 from unlearning.load import load_split
-from unlearning.ensemble import Store, Task, describe, environment
+from unlearning.ensemble import Store, Task, Unfit, describe, environment
+from unlearning.images import ImageFile, in_memory, make_split, save_split
 from unlearning.methods.finetune import finetune
 from unlearning.methods.random_labels import RandomLabels, random_labels
 from unlearning.metrics.accuracy import accuracy
@@ -26,7 +27,7 @@ from unlearning.report import (ATTACKS, CLAIMS, PAPER_NAMES, _half, chance_table
 from unlearning.parameters import check_parameters
 from unlearning.models import create_model
 from unlearning.study import (Answers, Results, Study, forget_qualities, half, listing, logits_in, measured_rows, measurements, network_tasks, pack, recipe_settings, run_study,
-                              training_seed, unpack, weights_in)
+                              split_in, training_seed, unpack, weights_in)
 from unlearning.training import Training, cross_entropy, fit, logits
 from unlearning.files import read_arrays, write_arrays
 from unlearning.unlearn import Edit, Erase, ForgetLoss, Recipe, Repair
@@ -800,6 +801,19 @@ def test_only_records_are_packed_and_the_split_where_asked_for(copied, tmp_path)
     assert files(tmp_path/'there') == before
     (tmp_path/'none').mkdir()
     with pytest.raises(ValueError, match='holds no records'): pack(tmp_path/'none', tmp_path/'b.zip')
+
+
+def test_pixels_in_a_file_of_their_own_do_not_travel_in_silence(copied, tmp_path):
+    """The split would be called damaged where it is unpacked, and on a worker, at each task."""
+    np.save(tmp_path/'pixels.npy', load_split('digits').train.source.numpy())
+    source = in_memory(ImageFile(tmp_path/'pixels.npy'), load_split('digits').train.labels)
+    split = make_split(source, source, np.arange(9), val=20)
+    path = save_split(split, copied/f'split-{split.fingerprint}.safetensors')
+    with pytest.raises(ValueError, match=f'the pixels of {path.name} lie in .*pixels.npy, which does not travel: pack without split'): pack(copied, tmp_path/'a.zip', split=True)
+    assert pack(copied, tmp_path/'a.zip') and split_in(str(path), 'cpu').fingerprint == split.fingerprint
+    (tmp_path/'pixels.npy').unlink()
+    os.utime(path)  # another process has not read it
+    with pytest.raises(Unfit, match='does not see .*pixels.npy, which holds pixels of the study: load the data set with cache='): split_in(str(path), 'cpu')
 
 
 def test_what_was_lost_is_packed(tmp_path):

@@ -69,8 +69,13 @@ def _is_activation(func, args, kwargs):
 # %% ../nbs/21_activations.ipynb #ca311d8c
 def _of_weights(func, out, args, kwargs):
     "Is this a tensor that a parameter went into? (One may ask it only for its type.)"
-    if not isinstance(out, torch.Tensor) or func.__name__ in ("__get__", "to", "type_as"): return False
+    if not isinstance(out, torch.Tensor) or _asks_for_type(func): return False
     return any(isinstance(a, nn.Parameter) for a in (*args, *kwargs.values()))
+
+def _asks_for_type(func) -> bool:
+    name = func.__name__
+    if name == "__get__": return func.__self__.__name__ not in ("T", "mT", "H", "mH")
+    return name in ("to", "type_as") or name.startswith("new_") or name.endswith("_like")
 
 def _is_hidden(func, args, kwargs):
     "Is this the larger of a tensor and zeros?"

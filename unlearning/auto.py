@@ -6,8 +6,8 @@
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'SLOW', 'RANGES', 'DELETING',
            'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH',
            'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'Even', 'of_classes',
-           'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log', 'among', 'starts', 'told', 'quiet',
-           'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
+           'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log', 'among', 'add_method', 'starts', 'told',
+           'quiet', 'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
 import inspect, math, warnings
@@ -212,6 +212,12 @@ RANGES |= {  # others with which a study compares these
 DELETING = ("soft_unseen", "gradient_surgery", "finetune")
 RELABELLING = ("random_labels", "gradient_surgery", "finetune")
 
+# %% ../nbs/94_auto.ipynb #9401b002
+def add_method(make, **ranges):
+    "Let `within_<method>`, a function of a budget and of numbers, be searched in these ranges of the numbers."
+    method = make.__name__.removeprefix("within_")
+    RANGES[method], WITHIN[method] = ranges, make
+
 # %% ../nbs/94_auto.ipynb #4790f02d
 def starts(method) -> list:
     "A method's own numbers, of those in its ranges; then at a fifth of its rate, a 25th, a 125th, or the range's least."
@@ -220,9 +226,11 @@ def starts(method) -> list:
     rate = "erase_lr" if "erase_lr" in own else "lr"
     return [own | {rate: max(RANGES[method][rate].low, own[rate] / 5**k)} for k in range(4)]
 
-def told(method, was_right) -> dict:  # of unseen images, 0 or 1
-    "What an owner knows and a method has to be told: the accuracy on images that were not learned."
-    return dict(accuracy=float(np.mean(was_right))) if method == "soft_unseen" else {}
+def told(method, model, split, unseen) -> dict:
+    "What a method has to be told: the accuracy on images of these classes that were not learned."
+    if method != "soft_unseen": return {}
+    alike = of_classes(unseen, split.forget)  # a rare class is harder than all together
+    return dict(accuracy=float(right(model, alike if len(alike) else unseen).mean()))
 
 # %% ../nbs/94_auto.ipynb #db821f0a
 @contextmanager
@@ -240,9 +248,10 @@ def _searched(ground, method, trials, seeds, seed, say):
         search = optuna.create_study(
             sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
     for start in starts(method): search.enqueue_trial(start)
+    known = told(method, ground.model, ground.split, ground.unseen)
     for i in range(trials):
         asked = search.ask(RANGES[method])
-        row = _row(ground, method, asked.params | told(method, ground.was_right), seeds, 1)
+        row = _row(ground, method, asked.params | known, seeds, 1)
         # what is out costs more, or the search would go there
         if "price" in row: search.tell(asked, row["price"] + 100 * bool(row["out"]))
         else: search.tell(asked, state=optuna.trial.TrialState.FAIL)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['AS_TRAINED', 'CLINGS', 'STRAYS', 'COPIES', 'ask', 'refuse_answers', 'refuse_batch', 'gradients', 'refuse_training',
            'refuse_clinging', 'refuse_straying', 'refuse_copy', 'Look', 'resolution', 'Doubt', 'doubt_answers',
-           'doubt_accuracy', 'doubt_copies', 'refuse_strangers', 'tolerance', 'refuse_accuracy', 'doubt_stated',
-           'spread_out', 'check', 'doubt_coarse', 'summed_up']
+           'commonest', 'doubt_accuracy', 'doubt_copies', 'refuse_strangers', 'tolerance', 'refuse_accuracy',
+           'doubt_stated', 'spread_out', 'check', 'doubt_coarse', 'summed_up']
 
 # %% ../nbs/24_check.ipynb #8191ed75
 import warnings
@@ -138,10 +138,13 @@ def doubt_answers(z):
                       Doubt, stacklevel=3)
 
 # %% ../nbs/24_check.ipynb #bcf629fc
+def commonest(labels) -> float:
+    "Percent of labels that are the commonest one: what a network gets right that always names it."
+    return 100 * labels.unique(return_counts=True)[1].max().item() / len(labels)
+
 def doubt_accuracy(seen, labels):
     "Warn if `seen`, percent of these labels, is near what the commonest of them alone would give."
-    n = len(labels)
-    chance = 100 * labels.unique(return_counts=True)[1].max().item() / n
+    n, chance = len(labels), commonest(labels)
     if seen > chance + max(resolution(chance, n), (100 - chance) / 20): return
     remedy = ("Pass its own mean= and std= (of pixels in [0, 1]) "
               "to load_split, in_memory or make_split")

@@ -7,10 +7,12 @@ __all__ = ['EACH', 'FIELDS', 'NUMPYS', 'TORCHS', 'SPELLINGS', 'TOPS', 'PARTS', '
            'channel_statistics', 'stated', 'Pixels', 'Images', 'ImageFile', 'as_bytes', 'of_layout', 'of_range',
            'tell_dim', 'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images', 'pixel_hashes', 'copy_hashes',
            'duplicates', 'Split', 'check_positions', 'check_forget', 'draw_balanced', 'draw_subset', 'class_names',
-           'alike', 'forget_copies', 'make_split', 'save_split', 'read_split', 'shared_split', 'Batch', 'batches']
+           'alike', 'forget_copies', 'make_split', 'save_split', 'read_split', 'pixel_files', 'shared_split', 'Batch',
+           'batches']
 
 # %% ../nbs/01_images.ipynb #c7c359f3
 import hashlib, json, math, mmap, warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -462,13 +464,13 @@ def draw_subset(forget, retain, labels, subset: int, rng) -> tuple:
     return forget, retain[draw_balanced(labels[retain], subset - n, rng)]
 
 # %% ../nbs/01_images.ipynb #655635ef
-def class_names(classes, train: Images, test: Images) -> tuple:
+def class_names(classes, train: Images, test: Images, val: Images | None = None) -> tuple:
     "`classes`, or the numbers of the labels, as strings. `ValueError` if a label lies beyond them."
     highest = lambda images: max((int(t.max()) for t in (images.labels, images.truth)
                                   if t is not None and len(t)), default=-1)
     names = tuple(map(str, range(highest(train) + 1) if classes is None else classes))
-    for which, images in (("train", train), ("test", test)):
-        if (label := highest(images)) < len(names): continue
+    for which, images in dict(train=train, test=test, val=val).items():
+        if images is None or (label := highest(images)) < len(names): continue
         known = f"there are {len(names)} classes, 0 to {len(names) - 1}"
         raise ValueError(f"{which} has the label {label}, and {known}: "
                          "pass classes=, all their names")
@@ -574,6 +576,13 @@ def read_split(path) -> Split:
     except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as e:
         remedy = "delete it and make it again"
         raise ValueError(f"{path} is not a whole file of save_split ({e}): {remedy}") from e
+
+def pixel_files(path) -> list:  # none, where it is damaged
+    "Of a file of `save_split`: the other files that hold its pixels, and do not travel with it."
+    with suppress(safetensors.SafetensorError, LookupError, TypeError, ValueError):
+        with safetensors.safe_open(path, "pt") as f: facts = json.loads(f.metadata()["split"])
+        return [*facts["files"].values()]
+    return []
 
 @lru_cache(maxsize=2)
 def shared_split(path: str, device: str = "cpu") -> Split:

@@ -6,11 +6,11 @@
 __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'ONE_LINE', 'PATH', 'POSITION', 'EITHER', 'TOO_LONG',
            'READERS', 'ENDINGS', 'FORMS', 'WORDS', 'SOURCES', 'OURS', 'COUNTS', 'OPTIONS_OF_YOURS', 'NOBODY',
            'with_ways', 'by_count', 'as_share', 'by_share', 'texts', 'composed', 'by_class', 'by_name', 'by_positions',
-           'spellings', 'other_file', 'Paths', 'find_all', 'known_paths', 'by_path', 'read_text', 'lines_of', 'whole',
-           'numbers_of', 'rows_of', 'look_up', 'refuse_names', 'from_lines', 'refuse_long', 'from_table', 'from_json',
-           'from_npy', 'by_file', 'meant', 'positions', 'Share', 'People', 'options_of', 'takes_any', 'refuse_option',
-           'as_count', 'load_source', 'load_split', 'gone_classes', 'tuning_split', 'wrong_labels', 'listed',
-           'with_truth', 'with_identities']
+           'spellings', 'other_file', 'Paths', 'find_all', 'known_paths', 'by_path', 'read_text', 'names_image',
+           'lines_of', 'whole', 'numbers_of', 'rows_of', 'look_up', 'refuse_names', 'from_lines', 'refuse_long',
+           'from_table', 'from_json', 'from_npy', 'by_file', 'meant', 'positions', 'Share', 'People', 'options_of',
+           'takes_any', 'refuse_option', 'as_count', 'load_source', 'load_split', 'gone_classes', 'tuning_split',
+           'wrong_labels', 'listed', 'with_truth', 'with_identities']
 
 # %% ../nbs/19_load.ipynb #6986e38c
 import csv, difflib, inspect, json, math, os, posixpath, re, unicodedata, warnings
@@ -192,15 +192,20 @@ class Paths(list):
 
     def __contains__(self, path): return path in self.places
 
+    def called(self, written) -> list:  # positions
+        "The images that `written` may mean."
+        for name in spellings(written, self.train):
+            at = [self.places[name]] if name in self.places else self.alike.get(composed(name), [])
+            if at: return at
+        return []
+
     def find(self, written) -> int:
         "The position of the image that `written` names. `ValueError` if there is none, or more than one."
         written = os.fspath(written)
-        for name in spellings(written, self.train):
-            at = [self.places[name]] if name in self.places else self.alike.get(composed(name), [])
-            if len(at) == 1: return at[0]
-            if at:
-                raise ValueError(f"{written!r}, as {len(at)} images are called, "
-                                 "in different Unicode: name their positions")
+        if len(at := self.called(written)) == 1: return at[0]
+        if at:
+            raise ValueError(f"{written!r}, as {len(at)} images are called, "
+                             "in different Unicode: name their positions")
         remedy = (other_file(written, self.train)
                   or f"write paths like {self[0]!r}{_nearest(written, self)}")
         raise ValueError(f"{written!r}, which is not an image under train/: {remedy}")
@@ -248,12 +253,17 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}, is not {encoding.upper()} text: "
                          "save the file as UTF-8") from e
 
+def names_image(text: str, known) -> bool:  # known: Paths, or nothing
+    "Whether what has a # in it is a path, and no comment."
+    try: return bool("#" in text and known and known.called(text))
+    except ValueError: return False  # it leads out of train/
+
 def lines_of(text: str, known=()) -> list:  # (place, line)
-    "Lines that say something, without comments. What is in `known` is no comment."
-    lines = [line.strip() for line in re.split(r"\r\n|\r|\n", text)]
-    bare = [line if line.replace("\\", "/") in known else re.sub(r"(^|\s+)#.*", "", line)
-            for line in lines]
-    return [(f"line {i}", line) for i, line in enumerate(bare, 1) if line]
+    "Lines that say something, without comments. What names an image among `known` is no comment."
+    def bare(line):
+        return line if names_image(line, known) else re.sub(r"(^|\s+)#.*", "", line)
+    lines = [bare(line.strip()) for line in re.split(r"\r\n|\r|\n", text)]
+    return [(f"line {i}", line) for i, line in enumerate(lines, 1) if line]
 
 # %% ../nbs/19_load.ipynb #b4c29b10
 def whole(text: str):
@@ -310,7 +320,7 @@ def rows_of(text: str, origin, known=()) -> list:  # (place, cells)
         if any("\n" in cell.strip() for cell in row):
             raise ValueError(ONE_LINE.format(origin, place))
     def comment(row):
-        return row[0].startswith("#") and not any(cell.strip() in known for cell in row)
+        return row[0].startswith("#") and not any(names_image(cell.strip(), known) for cell in row)
     return [(place, row) for place, row in found if "".join(row).strip() and not comment(row)]
 
 # %% ../nbs/19_load.ipynb #9dbca4ab
@@ -336,9 +346,9 @@ def refuse_names(entries, paths, origin):
 
 # %% ../nbs/19_load.ipynb #8d23ad16
 def from_lines(text: str, origin, source: Source) -> np.ndarray:
-    return look_up(lines_of(text, source.paths or ()), source, origin)
+    return look_up(lines_of(text, source.paths), source, origin)
 
-TOO_LONG = "{}, {}, has {} cells, and the header {}: put quotes around what holds a comma"
+TOO_LONG = "{}, {}, has {} cells, and the header {}: put quotes around a cell that holds a separator"
 
 def refuse_long(header, rows, origin):
     "`ValueError`: a cell was cut at its comma, and what is read in its place is something else."
@@ -348,7 +358,7 @@ def refuse_long(header, rows, origin):
 
 def from_table(text: str, origin, source: Source) -> np.ndarray:
     "Positions by the one column of a table that names images. One column without a header is a list."
-    (_, header), *rows = rows_of(text, origin, source.paths or ()) or [("", [""])]
+    (_, header), *rows = rows_of(text, origin, source.paths) or [("", [""])]
     if len(header) == 1 and (whole(header[0]) is not None
                              or (source.paths and re.search(r"[/\\]", header[0]))):
         return from_lines(text, origin, source)
@@ -394,7 +404,7 @@ ENDINGS = f".npy, {', '.join(READERS)}"
 def by_file(forget, source: Source, seed: int):
     "What a file lists: positions, or paths. `ValueError` names the file, the line and the remedy."
     if not isinstance(forget, (str, os.PathLike)): return None
-    path = Path(forget).expanduser()
+    path = Path(os.path.expanduser(forget))
     if not path.is_file():
         looked = f"does not exist (looked for it at {path.absolute()})"
         raise ValueError(f"the forget file {path} {looked}: {meant(str(forget), source)}")
@@ -418,6 +428,8 @@ FORMS = (by_count, by_share, by_name, by_class, by_path, by_file, by_positions)
 def positions(forget, source: Source, seed: int = 0) -> np.ndarray:  # int64, sorted
     "Where in the training set the images lie that a request names. `ValueError` lists the ways to name them."
     with with_ways():
+        if len(columns := getattr(forget, "columns", ())):  # of a DataFrame
+            raise ValueError(f"forget is a table: pass a column of it, such as table[{columns[0]!r}]")
         forget = list(forget) if isinstance(forget, Iterator) else forget
         answers = (form(forget, source, seed) for form in FORMS)
         return check_forget(next(found for found in answers if found is not None), len(source.train))
@@ -770,9 +782,9 @@ def wrong_labels(
 
 # %% ../nbs/19_load.ipynb #5c921d36
 def listed(source: Source, path, column: str) -> list:  # (position in train, what the column says, place in the file)
-    "A list of images (.csv or .tsv) with a column that says something of each. `ValueError` names what is not said."
-    at, path = by_file(path, source, 0), Path(path).expanduser()
-    (_, header), *rows = rows_of(read_text(path), path, source.paths or ())
+    "A list of images (.csv or .tsv) with a column that says something of them. `ValueError`: it is not there, or empty."
+    at, path = by_file(path, source, 0), Path(os.path.expanduser(path))
+    (_, header), *rows = rows_of(read_text(path), path, source.paths and known_paths(source))
     if (names := [name.strip() for name in header]).count(column) != 1:
         raise ValueError(f"{path} has the columns {', '.join(names)}: "
                          f"one has to be called {column!r}")
@@ -780,11 +792,8 @@ def listed(source: Source, path, column: str) -> list:  # (position in train, wh
     if len(at) < len(rows): raise ValueError(f"{path} lists an image twice: list each once")
     said = [(i, "".join(row[k:k + 1]).strip(), f"{path}, {place}")
             for i, (place, row) in zip(at, rows)]
-    for _, text, place in said:
-        if not text:
-            raise ValueError(f"{place}, has nothing in the column {column}: "
-                             "do without it, if nobody knows")
-    return said
+    if any(text for _, text, _ in said): return said
+    raise ValueError(f"{path} has nothing in the column {column}: do without it, if nobody knows")
 
 # %% ../nbs/19_load.ipynb #19aa0001
 def with_truth(
@@ -792,10 +801,11 @@ def with_truth(
     path,                  # of the list (.csv or .tsv): images, as in any forget file, and their true labels
     column: str = "true",  # the one with the labels: names or numbers of classes
 ) -> Source:
-    "The data set, knowing the true labels of the listed images. `ValueError` names the line that cannot be right."
+    "The data set, knowing the true labels that are listed (an empty cell: nobody knows). `ValueError` names a wrong line."
     given = source.train.labels
     truth = (given if source.train.truth is None else source.train.truth).clone()
     for i, text, place in listed(source, path, column):
+        if not text: continue
         if (label := _label(text, source)) == given[i]:
             raise ValueError(f"{place}: the true label is the one that was given, "
                              f"{source.classes[label]}")
@@ -829,6 +839,8 @@ def with_identities(
 ) -> Source:
     "The data set, knowing whose each training image is. `ValueError`: images of which the list does not say it."
     at, who, places = zip(*listed(source, path, column))
+    if (empty := next((place for name, place in zip(who, places) if not name), None)) is not None:
+        raise ValueError(f"{empty}, does not say who is on it: name somebody of each image")
     if left := sorted(set(range(len(source.train))) - set(at)):
         first = source.paths[left[0]] if source.paths else f"position {left[0]}"
         raise ValueError(f"{path} does not say whose {len(left)} of the {len(source.train)} "

@@ -10,13 +10,14 @@ __all__ = ['Searched', 'one_thread', 'refuse_elsewhere', 'original_of', 'search_
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from inspect import unwrap
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
-from .auto import RANGES, NoTrial, auto, halves, pseudo_request, right, starts, told
+from .auto import (RANGES, NoTrial, add_method, auto, halves, pseudo_request, starts, told)
 from .ensemble import Store, hash_of
 from .files import write_whole
 from .methods.budget import WITHIN, Budget
@@ -48,8 +49,8 @@ def one_thread():
 def refuse_elsewhere(study):
     "`ValueError` without the study's GPU; what was found on it can be read anywhere."
     if lacks(study.device):
-        raise ValueError(f"device is {study.device!r}, and {gpus_found()} here, "
-                         "where settings are searched")
+        raise ValueError(f"device is {study.device!r}, and {gpus_found()} here, where settings are "
+                         "searched: begin on a machine that has one, or do without a search")
 
 def original_of(study: Study) -> tuple:
     "The first original that a study has, in eval mode; its key. `ValueError`: none is trained yet."
@@ -72,7 +73,7 @@ def search_for(
     "A method's numbers, searched on the first original; once, for they lie in the study's folder."
     original, key = original_of(study)
     asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)),
-                     share, trials, max_test_drop])
+                     unwrap(WITHIN[method]), share, trials, max_test_drop])
     file = Path(study.folder) / f"search-{method}-{asked}.json"
     if not file.exists():
         what = _found(study, original, method, share, max_test_drop, trials)
@@ -87,7 +88,7 @@ def _found(study, original, method, share, max_test_drop, trials) -> Searched:
         with one_thread(): found = auto(original, split, tuning, study.training, share, max_test_drop,
                                         methods=(method,), trials=trials)
     except NoTrial as e:  # its own numbers, then
-        return Searched(told(method, right(original, tuning)), np.nan, np.nan, str(e))
+        return Searched(told(method, original, split, tuning), np.nan, np.nan, str(e))
     best = found.trials.loc[found.at]
     return Searched(found.numbers, float(best.trace), -float(best.lost), found.word)
 
@@ -101,7 +102,7 @@ def check_searched(study, methods, share, trials):
     except ValueError as e:
         raise ValueError(f"settings cannot be searched for this request ({e})") from e
     for m in methods:
-        if m not in RANGES:
+        if m not in RANGES.keys() & WITHIN.keys():
             raise ValueError(f"no ranges to search {m!r} in: use {', '.join(RANGES)}")
         try: refuse_unfit(study.plan.fresh(0), like, WITHIN[m](Budget(like, study.training, share)))
         except ValueError as e: raise ValueError(f"{m} cannot be searched: {e}") from e
@@ -114,8 +115,14 @@ def searched(study: Study, methods, share: float = 0.05, trials: int = 16, max_t
     study = replace(study, recipes={})
     run_study(study, progress)
     searches = Parallel(study.jobs, return_as="generator")(
-        delayed(search_for)(study, m, share, trials, max_test_drop) for m in methods)
+        delayed(_search_with)(RANGES[m], WITHIN[m], study, m, share, trials, max_test_drop)
+        for m in methods)
     return dict(zip(methods, tqdm(searches, "searches", len(methods), disable=not progress)))
+
+def _search_with(ranges, make, study, method, *settings) -> Searched:
+    "`search_for`, in a process that does not know what a notebook has added."
+    add_method(make, **ranges)
+    return search_for(study, method, *settings)
 
 # %% ../nbs/96_search.ipynb #9601a014
 def search_table(found: dict) -> pd.DataFrame:  # anything: Searched

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 import torch
+from filelock import FileLock
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
@@ -72,13 +73,19 @@ def _get_challenge(path):
                          "or pass forget=5000 to draw as many at random") from e
 
 # %% ../../nbs/datasets/12_builtin.ipynb #076b3aa6
+def _download_cifar10(root):
+    folder = root / CIFAR10.base_folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".cifar-10.lock"):
+            if not folder.is_dir(): CIFAR10(root, download=True)
+    except (OSError, RuntimeError) as e:
+        raise ValueError(f"CIFAR-10 is not in {folder} and could not be downloaded ({e}): "
+                         f"{_get_cifar10(root)}") from e
+
 def cifar10(root, mean=None, std=None) -> Source:
     "CIFAR-10: 50,000 to train on, 10,000 to test on. `ValueError` names a file that is not the published one."
-    if not (folder := root / CIFAR10.base_folder).is_dir():
-        try: CIFAR10(root, download=True)
-        except (OSError, RuntimeError) as e:
-            raise ValueError(f"CIFAR-10 is not in {folder} and could not be downloaded ({e}): "
-                             f"{_get_cifar10(root)}") from e
+    if not (root / CIFAR10.base_folder).is_dir(): _download_cifar10(root)
     _check_cifar10(root)
     sets = [CIFAR10(root, train=is_train) for is_train in (True, False)]
     pixels = [s.data.transpose(0, 3, 1, 2) for s in sets]

@@ -42,9 +42,10 @@ def _unlisted(e):
     raise ValueError(f"{e.filename} cannot be read ({e}): {remedy}") from e
 
 def _above(here) -> bool:
-    "Whether a link has led to a folder above itself."
-    real = os.path.realpath(here)
-    return any(real == os.path.realpath(p) for p in Path(os.path.abspath(here)).parents)
+    "Whether a link has led to a folder above itself, on the way here or where it lies."
+    real, at = os.path.realpath(here), Path(os.path.abspath(here))
+    lies = Path(os.path.realpath(at.parent))
+    return any(real == os.path.realpath(p) for p in (*at.parents, lies, *lies.parents))
 
 def _walk(folder, left):
     "Every folder and its files, but for what is hidden; that is counted in `left`."

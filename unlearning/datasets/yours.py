@@ -242,10 +242,15 @@ def whole(dataset):
 
 def listed_classes(dataset) -> list | None:
     "The names of its classes in their order; None: it says none, or in no order, or numbers its labels anew."
-    if getattr(whole(dataset), "target_transform", None) is not None: return None
-    names = getattr(whole(dataset), "classes", None)
+    names, anew = (getattr(whole(dataset), k, None) for k in ("classes", "target_transform"))
     ordered = isinstance(names, (list, tuple)) or hasattr(names, "tolist")  # NumPy's, pandas'
-    return [*map(str, names)] if ordered else None
+    if not ordered or anew is not None and not _keeps(anew, len(names)): return None
+    return [*map(str, names)]
+
+def _keeps(numbered, n) -> bool:
+    "Whether a `target_transform` leaves each number as it is."
+    try: return all(int(numbered(i)) == i for i in range(n))
+    except Exception: return False
 
 def refuse_classes(sets: dict):
     "`ValueError` if a number is one class in one data set, and another in another."
@@ -300,7 +305,7 @@ def from_dataset(
             for k, (x, y) in pixels.items()}
     root = whole(train)
     named = listed_classes(train) if classes is None else [*classes]
-    names = class_names(named, made["train"], made["test"])
+    names = class_names(named, **made)
     folder = Path(root.root).resolve() if isinstance(root, DatasetFolder) else None
     return Source(name, made["train"], made["test"], names, val=made.get("val"),
                   paths=paths_of(train, paths), folder=folder)
