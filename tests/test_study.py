@@ -776,6 +776,18 @@ def test_measurements_of_earlier_logits_are_not_mixed_with_others(finished):
     assert measurements(finished[0], network_tasks(finished[0]))[of].key != earlier.key
 
 
+def test_a_measurement_of_another_network_of_the_same_name_is_found_out(copied):
+    """Its accuracies would stand beside the answers of this one."""
+    study = tiny(copied)
+    tasks, store = network_tasks(study), Store(copied)
+    of = measurements(study, tasks)[tasks['retrain'][1]]
+    _, scores = store.load(of)
+    store.save(of, {}, {k: v for k, v in scores.items() if k != 'environment'} | dict(UA=scores['UA'] - 5))
+    before = files(copied)
+    with pytest.raises(ValueError, match=f'1 measurements, {of.filename} for one, are of other networks of the same names'): run(study)
+    assert run(study).networks.UA.notna().all() and {n for n, f in files(copied).items() if before.get(n) != f} == {of.filename}
+
+
 # From machine to machine
 
 def test_packed_study_computes_nothing_where_it_is_unpacked(full, tmp_path):

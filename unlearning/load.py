@@ -543,7 +543,10 @@ def _hold_out_people(ids, named, seed, val, subset) -> tuple:  # positions: held
         if not len(kept):
             raise ValueError(f"val is {val}, of {len(ids)} images of whole people, "
                              "and nobody is left to train on: hold out fewer")
-    if subset is not None: kept = kept[whole_identities(ids[kept], subset, rng(2), first=named)]
+    if subset is None: return held, kept
+    if (n := np.isin(ids[kept], named).sum()) >= subset:
+        raise ValueError(f"subset is {subset}, and the named people have {n} images: keep more")
+    kept = kept[whole_identities(ids[kept], subset, rng(2), first=named)]
     return held, kept
 
 # %% ../nbs/19_load.ipynb #10789b85

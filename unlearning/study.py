@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'UNSEEN', 'PARTS', 'LEAST', 'STEP',
-           'KEPT', 'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'ORPHAN', 'KEY', 'SPLIT', 'RECORD',
-           'ALONE', 'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'meant',
+           'KEPT', 'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'FOREIGN', 'ORPHAN', 'KEY', 'SPLIT',
+           'RECORD', 'ALONE', 'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'meant',
            'blueprint', 'settings_of', 'shown', 'check_types', 'checked_training', 'meant_training', 'settled_recipe',
            'Study', 'check_alike', 'asked', 'check_numbers', 'gpus', 'gpus_found', 'lacks', 'check_given',
            'check_device', 'check_originals', 'check_rows', 'recipe_settings', 'training_settings', 'original_task',
@@ -14,9 +14,9 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE',
            'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer',
            'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced',
            'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed',
-           'is_beside', 'frames', 'separation_of', 'collect', 'look', 'refuse_without_gpu', 'refuse_weightless',
-           'trained_first', 'without_original', 'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged',
-           'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
+           'is_beside', 'frames', 'separation_of', 'refuse_foreign', 'collect', 'look', 'refuse_without_gpu',
+           'refuse_weightless', 'trained_first', 'without_original', 'too_few_retrained', 'orphans', 'run_study',
+           'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
 import errno, inspect, json, math, os, re, shutil, socket, textwrap, time, warnings, zipfile
@@ -759,12 +759,25 @@ def separation_of(records) -> pd.DataFrame:
     return pd.DataFrame([dict(method=r.task.method, seed=r.task.seed, **separations(r.values))
                          for r in records])
 
+# %% ../nbs/81_study.ipynb #81f00002
+FOREIGN = ("{} measurements, {} for one, are of other networks of the same names, such as another machine "
+           "makes: they are deleted, and run_study makes them anew")
+
+def refuse_foreign(records, measured, store):
+    "`ValueError`: accuracies that were measured are not those of the answers."
+    def is_of(r): return all(abs(r.row[name] - 100 * r.correct[part].mean()) < 1e-6
+                             for part, name in PARTS.items())
+    odd = [store.path(measured[r.task]) for r in records if not is_of(r)]
+    for path in odd: path.unlink()
+    if odd: raise ValueError(FOREIGN.format(len(odd), odd[0].name))
+
 # %% ../nbs/81_study.ipynb #fc262e94
 def collect(study, tasks, measured, store, failures) -> Results:
     "The frames of a study, from the records in its folder."
     split, labels = study.split, measured_labels(study.split)
     there = [t for row in tasks.values() for t in row if t not in failures]
     records = [reduced(t, measured[t], store, split, labels) for t in there]
+    refuse_foreign(records, measured, store)
     (networks, beside), rows = frames(study, records), by_method(records)
     answers, methods = ({m: answers_of(row) for m, row in rows.items()},
                         [m for m in rows if not is_beside(m)])
