@@ -574,3 +574,31 @@ def test_what_evidence_refuses(call, message):
 @pytest.mark.filterwarnings('ignore:divide by zero')
 def test_what_the_attack_refuses(change, message):
     with pytest.raises(ValueError, match=message): svc_in_proportion(*change(*attacked(np.random.default_rng(0))))
+
+
+def test_ten_images_that_stand_for_ninety_make_no_narrow_interval():
+    """Of 2,000 retained images ten are of the class of nine tenths of the forgotten ones."""
+    rng = np.random.default_rng(0)
+    y, like = np.repeat([0, 1], [10, 1990]), np.repeat([0, 1], [90, 10])
+    t, z = rng.normal(size=400), np.resize([0, 1], 400)
+    auc = class_auc(rng.normal(size=2000), y, t, z, like=like).auc
+    alone = class_auc(rng.normal(size=10), np.zeros(10, int), t, z).auc
+    assert auc.high - auc.low > 0.7 * (alone.high - alone.low) > 25
+
+
+@pytest.mark.parametrize('m', [5, 8])
+def test_the_interval_holds_the_truth_where_few_are_unseen(m):
+    """Forty forgotten images in each of two classes, which share what `m` unseen ones happen to be."""
+    rng, times, inside = np.random.default_rng(m), 300, 0
+    y, z = np.repeat([0, 1], 40), np.repeat([0, 1], m)
+    for k in range(times):
+        low, high = class_auc(rng.normal(size=80), y, rng.normal(size=2 * m), z, draws=400, seed=k).auc[1:]
+        inside += low <= 50 <= high
+    assert 100 * inside / times >= 90
+
+
+def test_beside_a_handful_of_unseen_images_no_interval_is_given():
+    rng = np.random.default_rng(0)
+    y, z = np.repeat([0, 1], 40), np.repeat([0, 1], 4)
+    s, t = rng.normal(size=80), rng.normal(size=8)
+    assert class_auc(s, y, t, z).auc[1:] == (0, 100) and np.isnan(trace_left(s, s, y, t, t, z)[0])

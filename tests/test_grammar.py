@@ -46,7 +46,7 @@ def moved(before, after): return {k for k, v in after.items() if k not in before
 
 
 # Fingerprints of the logits on test, made by the code before the grammar was rebuilt (two of "paper" since their repairs
-# smooth no labels). Their bits are of one processor
+# smooth no labels, surgery since its penalty is its repository's). Their bits are of one processor
 # and one torch.
 
 def here():

@@ -122,10 +122,11 @@ def test_a_network_of_timm_where_there_is_none(monkeypatch):
 
 def test_weights_of_timm_for_a_name_that_torchvision_has_too(tmp_path):
     timm = pytest.importorskip('timm')
-    save_weights(timm.create_model('convnext_atto', num_classes=3), tmp_path/'atto.safetensors')
-    with pytest.raises(ValueError, match=r"torchvision's convnext_tiny; timm's has a tag: convnext_tiny\."): loaded('convnext_tiny', 3, tmp_path/'atto.safetensors')
-    with pytest.raises(ValueError) as e: loaded('alexnet', 3, tmp_path/'atto.safetensors')  # which timm has not
-    assert "timm's" not in str(e.value)
+    save_weights(timm.create_model('efficientnet_b0', num_classes=3), tmp_path/'b0.safetensors')
+    with pytest.raises(ValueError, match=r"it is timm's efficientnet_b0, which is called efficientnet_b0\.\S+ here"): loaded('efficientnet_b0', 3, tmp_path/'b0.safetensors')
+    for name in ('resnet18', 'alexnet'):  # another network; one that timm has not
+        with pytest.raises(ValueError) as e: loaded(name, 3, tmp_path/'b0.safetensors')
+        assert "timm's" not in str(e.value)
 
 
 def test_data_that_cannot_be(given, source, tmp_path):

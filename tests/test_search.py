@@ -97,18 +97,16 @@ def test_a_method_of_a_script_is_searched_in_other_processes_and_anew_if_its_cod
         from dataclasses import replace
         from test_search import TRAINING, noisy_digits
         from unlearning.auto import add_method, log
-        from unlearning.methods.budget import priced
         from unlearning.methods.finetune import finetune
         from unlearning.search import searched
         from unlearning.study import Study
 
-        @priced
-        def within_mine(b, lr=1.):
+        def mine(b, lr=1.):
             repair = replace(b.training, lr=RATE * lr * b.training.lr)
             return b.spend(lambda n: replace(finetune(repair=replace(repair, epochs=n)), name="mine"))
 
         if __name__ == "__main__":
-            add_method(within_mine, lr=log(0.1, 1.))
+            add_method('mine', mine, lr=log(0.1, 1.))
             study = Study(noisy_digits(), {{}}, "out", training=TRAINING, seeds=2, permutations=0, jobs=2)
             print(searched(study, ["mine"], 0.2, trials=1, progress=False)["mine"].numbers)
     ''').format(path=[str(Path(unlearning.__file__).parent.parent), str(Path(__file__).parent)]))

@@ -513,5 +513,5 @@ def test_what_is_frozen_is_no_trainings_work():
 def test_a_recipe_that_cannot_work_on_the_network_is_refused_before_the_first_training(recipe, tmp_path):
     """A transformer's class token is drawn by no layer: no such network can be made anew."""
     study = tiny(tmp_path / 'out', recipes={'odd': recipe}, network='vit')
-    with pytest.raises(ValueError, match="recipe 'odd': .* is drawn anew by no reset_parameters .*give its module one; or leave it out$"): run(study)
+    with pytest.raises(ValueError, match="recipe 'odd': .* is drawn anew by no reset_parameters .*give its module one; or leave this recipe out$"): run(study)
     assert not networks(tmp_path / 'out')

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'SLOW', 'RANGES', 'DELETING',
-           'RELABELLING', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH',
-           'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace', 'right', 'Even', 'of_classes',
-           'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log', 'among', 'add_method', 'starts', 'told',
-           'quiet', 'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
+           'RELABELLING', 'NO_RATE', 'NO_DEFAULT', 'FEWEST', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE',
+           'COLUMNS', 'FINALISTS', 'ENOUGH', 'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace',
+           'right', 'Even', 'of_classes', 'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log', 'among',
+           'add_method', 'starts', 'told', 'quiet', 'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
 import inspect, math, warnings
@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import torch
 from .images import Images, Split, make_split, pixel_hashes
-from .methods.budget import WITHIN, Budget, TooDear, numbers_used
+from .methods.budget import WITHIN, Budget, TooDear, numbers_used, priced
 from .metrics.evidence import ranks
 from .metrics.forget_quality import statistic
 from .training import Training, logits
@@ -213,10 +213,17 @@ DELETING = ("soft_unseen", "gradient_surgery", "finetune")
 RELABELLING = ("random_labels", "gradient_surgery", "finetune")
 
 # %% ../nbs/94_auto.ipynb #9401b002
-def add_method(make, **ranges):
-    "Let `within_<method>`, a function of a budget and of numbers, be searched in these ranges of the numbers."
-    method = make.__name__.removeprefix("within_")
-    RANGES[method], WITHIN[method] = ranges, make
+NO_RATE = "{} has no range of a rate, at which a search begins: give lr, or erase_lr, log(low, high)"
+NO_DEFAULT = "{}'s function has no default of {}: give it one, with which a search begins"
+
+def add_method(method: str, make, **ranges):
+    "Let a function of a budget and of numbers be searched, in these ranges of its numbers. `ValueError`: it cannot be."
+    if not isinstance(ranges.get("erase_lr", ranges.get("lr")), FloatDistribution):
+        raise ValueError(NO_RATE.format(method))
+    defaults = {p.name for p in inspect.signature(make).parameters.values() if p.default is not p.empty}
+    if bare := [name for name in ranges if name not in defaults]:
+        raise ValueError(NO_DEFAULT.format(method, bare[0]))
+    RANGES[method], WITHIN[method] = ranges, make if hasattr(make, "__wrapped__") else priced(make)
 
 # %% ../nbs/94_auto.ipynb #4790f02d
 def starts(method) -> list:
@@ -230,7 +237,9 @@ def told(method, model, split, unseen) -> dict:
     "What a method has to be told: the accuracy on images of these classes that were not learned."
     if method != "soft_unseen": return {}
     alike = of_classes(unseen, split.forget)  # a rare class is harder than all together
-    return dict(accuracy=float(right(model, alike if len(alike) else unseen).mean()))
+    return dict(accuracy=float(right(model, alike if len(alike) >= FEWEST else unseen).mean()))
+
+FEWEST = 20  # of which a share says something
 
 # %% ../nbs/94_auto.ipynb #db821f0a
 @contextmanager

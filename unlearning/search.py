@@ -18,7 +18,7 @@ import torch
 from joblib import Parallel, delayed
 from tqdm import tqdm
 from .auto import (RANGES, NoTrial, add_method, auto, halves, pseudo_request, starts, told)
-from .ensemble import Store, hash_of
+from .ensemble import Store, hash_of, own
 from .files import write_whole
 from .methods.budget import WITHIN, Budget
 from .images import Split
@@ -72,8 +72,9 @@ def search_for(
 ) -> Searched:
     "A method's numbers, searched on the first original; once, for they lie in the study's folder."
     original, key = original_of(study)
-    asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)),
-                     unwrap(WITHIN[method]), share, trials, max_test_drop])
+    code = [make] if own(make := unwrap(WITHIN[method])) else []
+    asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)), *code,
+                     share, trials, max_test_drop])
     file = Path(study.folder) / f"search-{method}-{asked}.json"
     if not file.exists():
         what = _found(study, original, method, share, max_test_drop, trials)
@@ -103,7 +104,7 @@ def check_searched(study, methods, share, trials):
         raise ValueError(f"settings cannot be searched for this request ({e})") from e
     for m in methods:
         if m not in RANGES.keys() & WITHIN.keys():
-            raise ValueError(f"no ranges to search {m!r} in: use {', '.join(RANGES)}")
+            raise ValueError(f"no ranges to search {m!r} in: use {', '.join(RANGES.keys() & WITHIN.keys())}")
         try: refuse_unfit(study.plan.fresh(0), like, WITHIN[m](Budget(like, study.training, share)))
         except ValueError as e: raise ValueError(f"{m} cannot be searched: {e}") from e
 
@@ -121,7 +122,7 @@ def searched(study: Study, methods, share: float = 0.05, trials: int = 16, max_t
 
 def _search_with(ranges, make, study, method, *settings) -> Searched:
     "`search_for`, in a process that does not know what a notebook has added."
-    add_method(make, **ranges)
+    add_method(method, make, **ranges)
     return search_for(study, method, *settings)
 
 # %% ../nbs/96_search.ipynb #9601a014

@@ -649,8 +649,8 @@ def _qualities(method, values, study, mean, retrained):
 def forget_qualities(study, networks, statistics) -> pd.DataFrame:
     "The F-score of each method under both protocols, with its ceiling and the total score."
     mean = networks.groupby("method")[["RA", "TA"]].mean()
-    # one network has no distribution
-    several = {m: v for m, v in statistics.items() if m != "retrain" and len(v) > 1}
+    # one network has no distribution, and neither have many that are the same
+    several = {m: v for m, v in statistics.items() if m != "retrain" and np.ptp(v, axis=0).any()}
     rows = [row for m, v in several.items()
             for row in _qualities(m, v, study, mean, statistics["retrain"])]
     return pd.DataFrame(rows, columns=["method", "protocol", "F", "ceiling", "ceiling_sd", "total"])
@@ -800,7 +800,7 @@ def look(study):
     look_before(model, study.split, study.recipes.values(), smallest, trained)
     for name, recipe in study.recipes.items():
         try: refuse_unfit(model, study.split, recipe)
-        except ValueError as e: raise ValueError(f"recipe {name!r}: {e}; or leave it out") from e
+        except ValueError as e: raise ValueError(f"recipe {name!r}: {e}; or leave this recipe out") from e
 
 # %% ../nbs/81_study.ipynb #b7d14abe
 def refuse_without_gpu(study, tasks, store):

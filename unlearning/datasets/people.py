@@ -126,10 +126,10 @@ def read_celeba(
     identity, partition = others[IDENTITIES].identity, others[PARTITIONS].partition
     _check_values(folder / ATTRIBUTES, attributes, (-1, 1))
     _check_values(folder / PARTITIONS, partition, (0, 1, 2))
-    _check_people(folder / PARTITIONS, identity, partition)
     if (least := identity.min()) < 0:
         raise ValueError(f"{folder / IDENTITIES} has the identity {least}: people whom nobody "
                          "knows are not one person; give each a number, from 0 on")
+    _check_people(folder / PARTITIONS, identity, partition)
     return attributes, identity, partition
 
 # %% ../../nbs/datasets/14_people.ipynb #69d0447c

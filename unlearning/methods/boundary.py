@@ -46,11 +46,11 @@ class NearestBoundary(ForgetLoss):
 
 # %% ../../nbs/methods/42_boundary.ipynb #ab961aa6
 def boundary(
-    *, bound: float = 0.1,  # the repository's
+    *, bound: float = 0.1,  # of a pixel's range: Chen et al.'s
     erase: dict = dict(passes=10, batch_size=64, lr=1e-5, momentum=0.9),  # Chen et al., 2023, §5
     repair: Training = replace(PAPER_TRAINING, epochs=4),
     repair_first: bool = False,  # repair, then erase: what some tunings found
-    source: str = "sachit3022/unlearning (bound), Chen et al., 2023 (erase)",
+    source: str = "Chen et al., 2023",
 ) -> Recipe:
     "Boundary unlearning, its 'shrink' form: the paper's baseline [5]."
     phases = Erase(forget=NearestBoundary(bound), **erase), Repair(training=repair)

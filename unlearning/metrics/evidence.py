@@ -179,10 +179,21 @@ def _drawn_anew(parts, draws, rng):
     numbers, total = rng.multinomial(n, [p.share for p in parts], draws), 0
     for p, k in zip(parts, numbers.T):
         (s, a), (u, b) = _cells(p.own, p.others), _cells(p.others, p.own)
-        w, v = (rng.multinomial(k, a / a.sum()) / n,
-                rng.multinomial(b.sum(), b / b.sum(), draws) / b.sum())
+        w, v = _weights(a, k, n, p.share, rng), _weights_of_others(b, draws, rng)
         total = total + np.stack([_mean_rank(x, o, w, v) for x, o in zip(s, u)])
     return 100 * total
+
+def _weights(count, k, n, share, rng):  # of each cell in each draw, where the class has k of n images
+    there = count.sum()
+    if np.isclose(share * n, there): return rng.multinomial(k, count / there) / n
+    # few may stand for many (`like`): no more are drawn than there are
+    return rng.multinomial(there, count / there, len(k)) / there * (k / n)[:, None]
+
+def _weights_of_others(count, draws, rng):
+    m = count.sum()
+    drawn = rng.multinomial(m, count / m, draws) / m
+    # m images drawn again spread (m − 1) / m of what m others would
+    return count / m + (drawn - count / m) * np.sqrt(m / max(m - 1, 1))
 
 def _bootstrap(parts, draws, rng):
     blocks = [min(BLOCK, draws - done) for done in range(0, draws, BLOCK)]
@@ -192,6 +203,15 @@ def _bootstrap(parts, draws, rng):
 def _tail(n):
     "What to cut off each end of the draws for 95 %: less than 2.5 % where the n images are few (Hesterberg)."
     return float(ndtr(stdtrit(n - 1, 0.025) * np.sqrt(n / (n - 1))))
+
+def _size(parts):
+    "How many images carry the mean: all that there are; fewer, where few stand for many."
+    return 1 / sum(p.share**2 / p.own.shape[1] for p in parts)
+
+def _unsure(parts) -> bool:
+    "Are images, or unseen ones for a fifth of them, too few to be drawn anew?"
+    unmatched = sum(p.share for p in parts if p.others.shape[1] < FEWEST)
+    return _size(parts) < FEWEST - 1e-6 or unmatched > 0.2
 
 def _interval(value, drawn, tail=0.025):
     return Interval(float(value), *map(float, np.quantile(drawn, (tail, 1 - tail))))
@@ -231,7 +251,8 @@ def class_auc(
     parts = _by_class(s[None], y, t[None], z, y if like is None else as_array(like))
     rng, value = np.random.default_rng(seed), _class_auc(parts)[0]
     n, drawn = sum(p.own.shape[1] for p in parts), _bootstrap(parts, draws, rng)[0]
-    auc = _interval(value, drawn, _tail(n)) if n >= FEWEST else Interval(float(value), 0., 100.)
+    auc = (Interval(float(value), 0., 100.) if _unsure(parts)
+           else _interval(value, drawn, _tail(_size(parts))))
     p, *spread = _test(parts, draws, rng)
     return ClassAUC(auc, p, n, _left_out(y, z), *spread)
 
@@ -284,9 +305,8 @@ def trace_left(
     parts = _by_class(s, y, t, z, y)
     (b, a), drawn = (_class_auc(parts) - 50,
                      _bootstrap(parts, draws, np.random.default_rng(seed)) - 50)
-    n = sum(p.own.shape[1] for p in parts)
-    if n < FEWEST or np.quantile(drawn[0], _tail(n)) <= 0: return UNKNOWN
-    return _interval(100 * a / b, 100 * drawn[1] / np.maximum(drawn[0], 1e-9), _tail(n))
+    if _unsure(parts) or np.quantile(drawn[0], tail := _tail(_size(parts))) <= 0: return UNKNOWN
+    return _interval(100 * a / b, 100 * drawn[1] / np.maximum(drawn[0], 1e-9), tail)
 
 # %% ../../nbs/metrics/78_evidence.ipynb #dc27aa27
 PARTS = ("forget", "unseen", "retain")
