@@ -47,7 +47,7 @@ from .models import (NETWORKS, create_model, drawn_anew, own_tensor, reset_modul
 from .training import (Training, cross_entropy, fit, logits, make_optimizer,
                                  make_schedule, native_bfloat16, settled)
 from .files import read_arrays, set_aside, write_whole
-from .unlearn import COLLAPSE, Recipe, Repair, look_before, refuse_unfit, run_recipe
+from .unlearn import COLLAPSE, Recipe, look_before, refuse_unfit, run_recipe
 
 # %% ../nbs/81_study.ipynb #37beeef7
 def _weightless(name, t): return torch.empty_like(t, device="meta")
@@ -201,8 +201,7 @@ def meant_training(t: Training, device) -> Training:
 
 def settled_recipe(recipe: Recipe, device) -> Recipe:
     "The recipe, with each repair's training as it is meant."
-    named = lambda p: replace(p, training=meant_training(p.training, device)) if isinstance(p, Repair) else p
-    return replace(recipe, phases=tuple(map(named, recipe.phases)))
+    return recipe.each_training(lambda t: meant_training(t, device))
 
 # %% ../nbs/81_study.ipynb #e5a3ca75
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@
 __all__ = ['COMPUTED', 'COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream',
            'Phase', 'stepper_of', 'Erase', 'refuse_optimizer', 'refuse_erase', 'passes_of', 'draw_retain', 'pairs',
            'gradient', 'plain', 'erase', 'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit',
-           'called', 'trained_layers', 'refuse_recipe', 'Recipe', 'run_of', 'run_recipe', 'weights_of',
+           'called', 'trained_layers', 'needed', 'refuse_recipe', 'Recipe', 'run_of', 'run_recipe', 'weights_of',
            'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'refuse_unfit', 'RetainCollapse', 'look_back',
            'follow']
 
@@ -143,6 +143,7 @@ def stream(seed: int, role: str, count: int) -> int:
 class Phase(Piece):
     "One stage of a recipe."
     role = "phase"
+    keep = ""  # phases of one name share an optimizer; `Erase` and `Repair` may have one
     @property
     def draws(self): return self.role  # its seed counts the phases before it that have the same
     def pieces(self):
@@ -159,7 +160,7 @@ def stepper_of(run: Run, phase, settings, params) -> Stepper:
     "The optimizer and schedule for a phase: new, or where it has a `keep`, the one that lives on."
     name, device = phase.keep, run.split.train.device
     if name in run.steppers: return run.steppers[name]
-    phases = [p for p in run.recipe.phases if getattr(p, "keep", "") == name] if name else [phase]
+    phases = [p for p in run.recipe.phases if p.keep == name] if name else [phase]
     per_epoch, total = phase.steps(run.split)[0], sum(p.steps(run.split)[1] for p in phases)
     precision = next((p.training.precision for p in phases if isinstance(p, Repair)), "float32")
     made = Stepper(params, settings, per_epoch, total, forward_type(precision, device), device)
@@ -391,6 +392,11 @@ def trained_layers(
         if "weight" not in m._parameters: raise ValueError(COMPUTED.format(name))
     return dict(layers)
 
+def needed(found, who: str, what="convolution"):
+    "What was found in a network. `ValueError`: nothing, and `who` needs it."
+    if found: return found
+    raise ValueError(f"the network has no {what} that may be trained: {who} needs one")
+
 # %% ../nbs/31_unlearn.ipynb #7fdba108
 def refuse_recipe(recipe):
     "`ValueError` for phases and constraints that are none, and for kept optimizers that differ."
@@ -409,8 +415,8 @@ def refuse_recipe(recipe):
     for p in recipe.phases: p.refuse()
     for c in recipe.constraints: c.refuse(recipe)
     form = lambda p: (p.optimizer, p.lr, p.momentum, p.weight_decay, p.schedule)
-    for name in {getattr(p, "keep", "") for p in recipe.phases} - {""}:
-        kept = [getattr(p, "training", p) for p in recipe.phases if getattr(p, "keep", "") == name]
+    for name in {p.keep for p in recipe.phases} - {""}:
+        kept = [getattr(p, "training", p) for p in recipe.phases if p.keep == name]
         if len(set(map(form, kept))) > 1:
             raise ValueError(f"phases of recipe {recipe.name!r} share the optimizer {name!r} "
                              "and ask for different ones")
@@ -433,11 +439,14 @@ class Recipe:
         changed = lambda p: replace(p, **settings) if isinstance(p, kind) else p
         return replace(self, phases=tuple(map(changed, self.phases)))
 
+    def each_training(self, how) -> "Recipe":
+        "The recipe with `how(training)` in the place of the training of each of its repairs."
+        changed = lambda p: replace(p, training=how(p.training)) if isinstance(p, Repair) else p
+        return replace(self, phases=tuple(map(changed, self.phases)))
+
     def change_training(self, **settings) -> "Recipe":
         "The recipe with these settings in the training of each of its repairs."
-        changed = lambda p: (replace(p, training=replace(p.training, **settings))
-                             if isinstance(p, Repair) else p)
-        return replace(self, phases=tuple(map(changed, self.phases)))
+        return self.each_training(lambda t: replace(t, **settings))
 
     def images(self, split) -> float:
         "Image passes, forward and backward: its cost on any machine."

@@ -20,7 +20,7 @@ from math import ceil, floor
 import pandas as pd
 from ..images import Split
 from ..training import Training
-from ..unlearn import Erase, Recipe, Repair
+from ..unlearn import Recipe
 
 # %% ../../nbs/methods/68_budget.ipynb #21edaccb
 from .activation_pruning import activation_pruning
@@ -75,8 +75,9 @@ class Budget:
             raise ValueError(f"{make(1).name} has no repair that could be longer or shorter")
         length = 1 + (self.passes - one) / (two - one)
         if whole: length = floor(length + 1e-9)  # 4 may come as 3.9999999999999996
-        if length >= (1 if whole else 0.05): return make(round(length, 3))
-        least = one + ((1 if whole else 0.05) - 1) * (two - one)
+        shortest = 1 if whole else 0.05
+        if length >= shortest: return make(round(length, 3))
+        least = one + (shortest - 1) * (two - one)
         needed = least / self.passes * self.share
         up = ceil(1000 * needed) / 1000  # rounded down, it would be refused again
         # (`soft_witness` may be: its witness grows with the share)
@@ -84,11 +85,7 @@ class Budget:
 
     def fitted(self, recipe) -> Recipe:
         "The recipe, its repairs longer or shorter by one factor, so that it spends the budget."
-        def longer(p, n):
-            if not isinstance(p, Repair): return p
-            return replace(p, training=replace(p.training, epochs=p.training.epochs * n))
-        return self.spend(lambda n: replace(
-            recipe, phases=tuple(longer(p, n) for p in recipe.phases)))
+        return self.spend(lambda n: recipe.each_training(lambda t: replace(t, epochs=t.epochs * n)))
 
 # %% ../../nbs/methods/68_budget.ipynb #0b69b7a9
 TURNS = ("passes", "rounds", "epochs", "steps", "retain_steps")  # numbers that say how often
@@ -134,6 +131,10 @@ def _repair(b: Budget, lr, batch):  # epochs: the repair
 def _erase(b: Budget, lr, passes=1, **more):
     return dict(passes=passes, batch_size=min(64, b.training.batch_size), lr=lr,
                 momentum=0.9, **more)
+
+def _two_optimizers(b: Budget, lr, erase_lr) -> dict:  # as `dual` takes them
+    return dict(forget=dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05),
+                retain=dict(lr=b.training.lr * lr))
 
 # %% ../../nbs/methods/68_budget.ipynb #f807252a
 @_named
@@ -182,10 +183,9 @@ def within_activation_pruning(b, lr=0.5, batch=0.5, last=0.9):
 @_named
 def within_surgery_dual(b, lr=0.1, batch=0.5, erase_lr=1e-4, rounds=4):
     repair = _repair(b, 1., batch)
-    return b.spend(lambda n: surgery_dual(
-        erase=dict(batch_size=b.training.batch_size), repair=repair(n / rounds), rounds=rounds,
-        forget=dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05),
-        retain=dict(lr=b.training.lr * lr)))
+    fixed = dict(erase=dict(batch_size=b.training.batch_size), rounds=rounds,
+                 **_two_optimizers(b, lr, erase_lr))
+    return b.spend(lambda n: surgery_dual(repair=repair(n / rounds), **fixed))
 
 @_named
 def within_soft_witness(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=2, temperature=4., learned=0.3):
@@ -260,9 +260,8 @@ def within_neggrad_plus(b, erase_lr=0.01, alpha=0.95):
 
 @_named
 def within_bad_teacher(b, erase_lr=1e-4, temperature=1.):
-    erase = dict(batch_size=69, retain_batch_size=187, optimizer="adamw", lr=erase_lr)
-    return b.spend(
-        lambda n: bad_teacher(temperature=temperature, erase=erase | dict(passes=n)), whole=True)
+    return b.spend(lambda n: bad_teacher(
+        temperature=temperature, erase=dict(lr=erase_lr, passes=n)), whole=True)
 
 # %% ../../nbs/methods/68_budget.ipynb #84e6e5c5
 @_named
@@ -275,17 +274,13 @@ def within_amun(b, lr=0.5, batch=0.5, steps=2, radii=3):
 @_named
 def within_dual_scrub(b, lr=0.1, batch=0.5, erase_lr=1e-4, alpha=0.5, rounds=2):
     repair = _repair(b, 1., batch)
-    forget, retain = (dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05),
-                      dict(lr=b.training.lr * lr))
-    fixed = dict(alpha=alpha, rounds=rounds, forget=forget, retain=retain)
+    fixed = dict(alpha=alpha, rounds=rounds, **_two_optimizers(b, lr, erase_lr))
     return b.spend(lambda n: dual_scrub(repair=repair(n / rounds), **fixed))
 
 @_named
 def within_dual_salun(b, lr=0.1, batch=0.5, erase_lr=1e-4, share=0.5, epochs=2):
     repair = _repair(b, 1., batch)
-    forget, retain = (dict(optimizer="adamw", lr=erase_lr, weight_decay=0.05),
-                      dict(lr=b.training.lr * lr))
-    fixed = dict(share=share, epochs=epochs, forget=forget, retain=retain)
+    fixed = dict(share=share, epochs=epochs, **_two_optimizers(b, lr, erase_lr))
     return b.spend(lambda n: dual_salun(repair=repair(n / epochs), **fixed))
 
 # %% ../../nbs/methods/68_budget.ipynb #fdffc00b

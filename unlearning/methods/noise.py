@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from ..training import Training
-from ..unlearn import Edit, Recipe, Repair, trained_layers
+from ..unlearn import Edit, Recipe, Repair, needed, trained_layers
 
 # %% ../../nbs/methods/55_noise.ipynb #3522d08d
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,7 @@ class AddNoise(Edit):
 
     def weight(self, run):
         first = trained_layers(run.student, nn.Conv2d, only=slice(1), images=run.split.retain)
-        for m in first.values(): return m.weight
-        raise ValueError("the network has no convolution that may be trained: AddNoise needs one")
+        return next(iter(needed(first, "AddNoise").values())).weight
 
     def start(self, run): self.weight(run)
 

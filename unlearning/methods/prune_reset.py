@@ -14,7 +14,7 @@ from .reinit import refuse_share
 from .salun import most_salient
 from ..models import outputs
 from ..training import Training
-from ..unlearn import Edit, Recipe, Repair, RetainLoss, trained_layers
+from ..unlearn import Edit, Recipe, Repair, RetainLoss, needed, trained_layers
 
 # %% ../../nbs/methods/56_prune_reset.ipynb #6fc29cd3
 def matrices(model) -> list:
@@ -40,9 +40,7 @@ class ResetSmallest(Edit):
     def images(self, split): return 0  # it looks at none
 
     def start(self, run):
-        if matrices(run.student): return
-        raise ValueError("the network has no convolution or linear layer that may be trained: "
-                         "ResetSmallest needs one")
+        needed(matrices(run.student), "ResetSmallest", "convolution or linear layer")
 
     @torch.no_grad()
     def edit(self, run):

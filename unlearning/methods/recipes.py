@@ -150,12 +150,9 @@ def transfer(
     tuned_for: Training | dict = TUNED_FOR,  # of the network for which they were tuned; a dict: by collection
 ) -> dict:
     "The recipes with repairs in proportion to `training`; erase phases stay. `ValueError`: tuned for what?"
-    def moved(p, its):
-        if not isinstance(p, Repair): return p
-        return replace(p, training=in_proportion(p.training, training, its))
     def carried(r):
         if not any(isinstance(p, Repair) for p in r.phases): return r
         its = trained_for(r, tuned_for) if isinstance(tuned_for, dict) else tuned_for
-        return replace(r, phases=tuple(moved(p, its) for p in r.phases),
-                       source=f"{r.source}, transferred in proportion")
+        moved = r.each_training(lambda t: in_proportion(t, training, its))
+        return replace(moved, source=f"{r.source}, transferred in proportion")
     return {name: carried(r) for name, r in recipes.items()}

@@ -13,7 +13,8 @@ from torch import nn
 from ..images import Images, batches
 from ..models import outputs
 from ..training import Training
-from ..unlearn import Constraint, Edit, Recipe, Repair, gradient, trained_layers
+from ..unlearn import (Constraint, Edit, Recipe, Repair, gradient, needed,
+                                 trained_layers)
 
 # %% ../../nbs/methods/50_reinit.ipynb #6b0011c3
 def loss_gradient(
@@ -61,9 +62,7 @@ class Reinit(Edit):
 
     def images(self, split): return len(split.forget) + min(len(split.forget), len(split.retain))
 
-    def start(self, run):
-        if convolutions(run.student): return
-        raise ValueError("the network has no convolution that may be trained: Reinit needs one")
+    def start(self, run): needed(convolutions(run.student), "Reinit")
 
     def edit(self, run):
         retain, forget = run.split.retain, run.split.forget

@@ -12,15 +12,14 @@ from torch import nn
 from .scrub import distillation
 from ..models import outputs, reset_modules
 from ..training import Training
-from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, stream,
+from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, needed, stream,
                                  trained_layers)
 
 # %% ../../nbs/methods/58_reset_distill.ipynb #b695fc36
 def ends(model, images) -> dict:  # by name
     "First convolution and last linear layer, as called, that may be trained. `ValueError`: one is missing."
     def of(kind, what, only):
-        if found := trained_layers(model, kind, only=only, images=images): return found
-        raise ValueError(f"the network has no {what} that may be trained: ResetEnds needs one")
+        return needed(trained_layers(model, kind, only=only, images=images), "ResetEnds", what)
     return (of(nn.Conv2d, "convolution", slice(1))
             | of(nn.Linear, "linear layer", slice(-1, None)))
 

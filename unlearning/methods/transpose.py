@@ -10,17 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from ..training import Training
-from ..unlearn import Edit, Recipe, Repair, trained_layers
+from ..unlearn import Edit, Recipe, Repair, needed, trained_layers
 
 # %% ../../nbs/methods/57_transpose.ipynb #56454bca
 def kernels(model) -> dict:  # name of the layer: its weight
     "The kernels of the convolutions that may be trained. `ValueError` where there are none, or one is not square."
-    layers = trained_layers(model, nn.Conv2d)
+    layers = needed(trained_layers(model, nn.Conv2d), "Transpose")
     # one weight of two layers is turned once
     once = {id(m.weight): name for name, m in reversed(layers.items())}
     found = {name: m.weight for name, m in layers.items() if once[id(m.weight)] == name}
-    if not found:
-        raise ValueError("the network has no convolution that may be trained: Transpose needs one")
     if odd := [name for name, w in found.items() if w.shape[2] != w.shape[3]]:
         size = " × ".join(map(str, found[odd[0]].shape[2:]))
         raise ValueError(f"the kernels of {odd[0]} are {size}: only square ones can be transposed")
