@@ -134,11 +134,12 @@ class Pass(TorchFunctionMode):
         self.early = True  # until a layer with weights has run
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.early = self.early and not _of_weights(func, out, args, kwargs or {})
-        if self.frame and _is_activation(func, args, kwargs or {}):
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        self.early = self.early and not _of_weights(func, out, args, kwargs)
+        if self.frame and _is_activation(func, args, kwargs):
             self.calls.append(Call(func, self.frame, out, early=self.early))
-        if self.frame and _is_hidden(func, args, kwargs or {}):
+        if self.frame and _is_hidden(func, args, kwargs):
             self.hidden.append(self.frame.module)
         return out
 

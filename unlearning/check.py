@@ -6,7 +6,7 @@
 __all__ = ['AS_TRAINED', 'CLINGS', 'STRAYS', 'COPIES', 'ask', 'refuse_answers', 'refuse_batch', 'gradients', 'refuse_training',
            'refuse_clinging', 'refuse_straying', 'refuse_copy', 'Look', 'resolution', 'Doubt', 'doubt_answers',
            'commonest', 'doubt_accuracy', 'doubt_copies', 'refuse_strangers', 'tolerance', 'refuse_accuracy',
-           'doubt_stated', 'spread_out', 'check', 'doubt_coarse', 'summed_up']
+           'doubt_stated', 'check', 'doubt_coarse', 'summed_up']
 
 # %% ../nbs/24_check.ipynb #8191ed75
 import warnings
@@ -15,9 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .images import Batch, Split, batches
+from .images import Batch, Split, batches, spread_out
 from .models import copy_network, leaves, outputs, unwrap
-from .training import deterministic, eval_mode, logits, refuse_unreached, train_mode
+from .training import (deterministic, eval_mode, logits, percent_right,
+                                 refuse_unreached, train_mode)
+from .weights import refuse_lazy
 
 # %% ../nbs/24_check.ipynb #5ce7e529
 AS_TRAINED = ("give images as in its training: by channels= and image_size= of a folder, "
@@ -173,9 +175,7 @@ def refuse_strangers(model, split):
         raise ValueError(f"the network is a {type(model).__name__}: pass a torch module")
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is scripted or traced: pass it as it was before torch.jit")
-    if lazy := [name for name, p in model.named_parameters()
-                if isinstance(p, nn.parameter.UninitializedParameter)]:
-        raise ValueError(f"the network's {lazy[0]!r} has no shape yet: call it once on a batch")
+    refuse_lazy(model.state_dict())
     if not len(split.test):
         raise ValueError(f"{split.name} has no test images: give some that were never trained on")
     if split.train.labels.unique().numel() < 2:
@@ -205,13 +205,9 @@ def doubt_stated(seen, stated, n, of):
                   "decoded and resized as in its training?", Doubt, stacklevel=3)
 
 # %% ../nbs/24_check.ipynb #e9ce8d19
-def spread_out(n: int, most: int) -> np.ndarray:
-    "At most so many positions out of n, evenly spread."
-    return np.unique(np.linspace(0, n - 1, most).astype(int))
-
-def _test_accuracy(model, split, most):
+def _test_accuracy(model, split, most) -> tuple:  # percent; the labels of the images looked at
     some = split.test[spread_out(len(split.test), most)]
-    return 100 * (logits(model, some).argmax(1) == some.labels.cpu()).float().mean().item(), len(some)
+    return percent_right(logits(model, some), some.labels), some.labels
 
 # %% ../nbs/24_check.ipynb #9a53b619
 def check(
@@ -232,10 +228,11 @@ def check(
     refuse_straying(copied, split.train, answers)
     if trained: doubt_answers(answers)  # before that, logits may be as small
     with deterministic(0):
-        seen, n = _test_accuracy(copied, split, most if accuracy is None else 2000)
+        seen, labels = _test_accuracy(copied, split, most if accuracy is None else 2000)
+    n = len(labels)
     if accuracy is not None:
         for compare in (refuse_accuracy, doubt_stated): compare(seen, accuracy, n, len(split.test))
-    elif trained: doubt_accuracy(seen, split.test.labels[spread_out(len(split.test), most)])
+    elif trained: doubt_accuracy(seen, labels)
     refuse_training(copied, batch, smallest)
     refuse_clinging(network, copied, batch)
     doubt_copies(split)

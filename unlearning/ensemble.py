@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['DESCRIBERS', 'DATA', 'PLAIN', 'HEAP', 'PYTHONS', 'GENERATED', 'HOOKS', 'TORCHS', 'FULL', 'DEATHS', 'DIED', 'HEAVY',
            'NOT_THERE', 'HERE', 'OTHERWISE', 'NO_DASK', 'NO_ANSWER', 'THREADS', 'BAR', 'describes', 'describe',
-           'hash_of', 'bytes_of', 'own', 'architecture', 'Task', 'environment', 'unwritable', 'Store', 'whole', 'claim',
-           'tidy', 'running', 'end_with', 'Unfit', 'packed', 'unpacked', 'Sent', 'workers', 'raise_errors', 'run_tasks',
+           'hash_of', 'own', 'architecture', 'Task', 'environment', 'unwritable', 'Store', 'whole', 'claim', 'tidy',
+           'running', 'end_with', 'Unfit', 'packed', 'unpacked', 'Sent', 'workers', 'raise_errors', 'run_tasks',
            'progress_bar']
 
 # %% ../nbs/80_ensemble.ipynb #5c3e4d42
@@ -36,7 +36,7 @@ except ImportError: fcntl = None  # not a Unix
 # %% ../nbs/80_ensemble.ipynb #f1406b76
 from . import training
 from .files import Checkpoint, read_arrays, set_aside, write_arrays, write_whole
-from .models import stored_tensors
+from .models import bytes_of, stored_tensors
 
 # %% ../nbs/80_ensemble.ipynb #6e9608b2
 def _name(thing): return f"{getattr(thing, '__module__', None) or 'builtins'}.{thing.__qualname__}"
@@ -121,9 +121,6 @@ def _scalar(number, _seen): return describe(number.item(), _seen)
 def _as_text(value, _seen): return str(value)
 
 # %% ../nbs/80_ensemble.ipynb #c06a5f0a
-def bytes_of(tensor):
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
 @describes(torch.Tensor)
 def _tensor(tensor, _seen):
     digest = hashlib.blake2b(bytes_of(tensor), digest_size=16).hexdigest()

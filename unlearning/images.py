@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EACH', 'FIELDS', 'NUMPYS', 'TORCHS', 'SPELLINGS', 'TOPS', 'PARTS', 'HASHED', 'scaled', 'in_parts',
-           'channel_statistics', 'stated', 'Pixels', 'Images', 'ImageFile', 'as_bytes', 'of_layout', 'of_range',
-           'tell_dim', 'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images', 'pixel_hashes', 'copy_hashes',
-           'duplicates', 'Split', 'check_positions', 'check_forget', 'draw_balanced', 'draw_subset', 'class_names',
-           'alike', 'forget_copies', 'make_split', 'save_split', 'read_split', 'pixel_files', 'shared_split', 'Batch',
-           'batches']
+           'channel_statistics', 'stated', 'Pixels', 'Images', 'spread_out', 'ImageFile', 'as_bytes', 'of_layout',
+           'of_range', 'tell_dim', 'as_numpy', 'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images',
+           'pixel_hashes', 'copy_hashes', 'duplicates', 'Split', 'check_positions', 'check_forget', 'apportion',
+           'draw_balanced', 'draw_subset', 'class_names', 'alike', 'forget_copies', 'make_split', 'save_split',
+           'read_split', 'pixel_files', 'shared_split', 'Batch', 'batches']
 
 # %% ../nbs/01_images.ipynb #c7c359f3
 import hashlib, json, math, mmap, warnings
@@ -119,6 +119,11 @@ class Images(Pixels):
 
     def __len__(self): return len(self.labels)
 
+    def in_parts(self):
+        "All pixels, some thirty million values at a time."
+        every = torch.arange(len(self), device=self.device)
+        return (self.take(at) for at in in_parts(every, self.shape))
+
     def __getitem__(self, idx) -> "Images":
         "The images at positions `idx` (a list, an array or a slice). No pixel is copied."
         if not isinstance(idx, slice):
@@ -130,6 +135,11 @@ class Images(Pixels):
         return replace(self, rows=rows[idx], **each)
 
 FIELDS = tuple(Images.__dataclass_fields__)
+
+# %% ../nbs/01_images.ipynb #59b8f5b4
+def spread_out(n: int, most: int) -> np.ndarray:
+    "At most so many positions out of n, evenly spread."
+    return np.unique(np.linspace(0, n - 1, min(n, most)).astype(int))
 
 # %% ../nbs/01_images.ipynb #e690c1fc
 def _open_images(path, kinds=("uint8", "float32")) -> np.ndarray:
@@ -229,12 +239,15 @@ def tell_dim(pixels):
                                         "pass 255 * x if 1 is", stacklevel=3)
 
 # %% ../nbs/01_images.ipynb #24480106
+def as_numpy(values) -> np.ndarray:
+    "Values as an array; a tensor's in bfloat16, which NumPy does not have, as float32."
+    if not torch.is_tensor(values): return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
 def _as_array(images) -> np.ndarray:
     "An array of numbers. `ValueError` names what is none."
-    if torch.is_tensor(images):
-        images = images.detach().cpu()
-        images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
-    images = np.ascontiguousarray(images)
+    images = np.ascontiguousarray(as_numpy(images))
     if images.dtype.kind in "buif": return images
     raise ValueError(f"images are {images.dtype} of shape {images.shape}: "
                      "pass numbers, all images of one size")
@@ -261,7 +274,7 @@ def as_pixels(
 # %% ../nbs/01_images.ipynb #65a97884
 def as_labels(labels, n: int, what="labels", number="class number") -> torch.Tensor:
     "`n` class numbers as a tensor, int64. `ValueError` if there are others, or not so many."
-    labels = np.asarray(labels.detach().cpu() if torch.is_tensor(labels) else labels)
+    labels = as_numpy(labels)
     whole = np.issubdtype(labels.dtype, np.integer)
     low = labels[labels < 0] if whole else ()
     if whole and labels.shape == (n,) and not len(low):
@@ -325,8 +338,7 @@ HASHED = ("labels", "indices", "mean", "std", "identities", "truth")
 def hash_images(digest, name: str, images: Images):
     "Put every byte of the part called `name` into a digest of `hashlib`."
     digest.update(f"{name}{images.source.dtype}{(len(images), *images.shape)}".encode())
-    for at in in_parts(torch.arange(len(images)), images.shape):
-        digest.update(images.take(at.to(images.device)).cpu().numpy().tobytes())
+    for some in images.in_parts(): digest.update(some.cpu().numpy().tobytes())
     for field in HASHED:
         if (t := getattr(images, field)) is None: continue
         if field == "truth": digest.update(b"truth")  # or they might pass for identities
@@ -335,9 +347,8 @@ def hash_images(digest, name: str, images: Images):
 # %% ../nbs/01_images.ipynb #1b14cca3
 def pixel_hashes(images: Images, seen=lambda x: x) -> list:
     "A hash of the pixels of each image, after `seen`, a function of one image."
-    parts = in_parts(torch.arange(len(images)), images.shape)
-    some = (images.take(at.to(images.device)).cpu().numpy() for at in parts)
-    return [hashlib.blake2b(seen(x).tobytes(), digest_size=16).digest() for part in some for x in part]
+    return [hashlib.blake2b(seen(x).tobytes(), digest_size=16).digest()
+            for some in images.in_parts() for x in some.cpu().numpy()]
 
 # %% ../nbs/01_images.ipynb #3c1f7a52
 def _undivided(x) -> np.ndarray:
@@ -433,6 +444,14 @@ def check_forget(
         raise ValueError(f"forget names all {n} training images: {remedy}")
     return values.astype(np.int64)
 
+# %% ../nbs/01_images.ipynb #75b72db6
+def apportion(shares, total: int) -> np.ndarray:
+    "Whole numbers in proportion to `shares` that add up to `total` (largest remainders)."
+    exact = np.asarray(shares) * total / np.sum(shares)
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[:total - counts.sum()]] += 1
+    return counts
+
 # %% ../nbs/01_images.ipynb #f7d0a711
 def draw_balanced(
     labels,          # int, N
@@ -445,11 +464,8 @@ def draw_balanced(
     if not 0 < n <= total:
         raise ValueError(f"cannot draw {n} images out of {total}: ask for 1 to {total}")
     classes, counts = np.unique(labels, return_counts=True)
-    share = counts * n / total
-    take = np.floor(share).astype(int)
-    take[np.argsort(take - share, kind="stable")[:n - take.sum()]] += 1
     drawn = [rng.choice(np.flatnonzero(labels == c), k, replace=False)
-             for c, k in zip(classes, take)]
+             for c, k in zip(classes, apportion(counts, n))]
     return np.sort(np.concatenate(drawn))
 
 # %% ../nbs/01_images.ipynb #a23b7335

@@ -17,10 +17,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import nn
-from .ensemble import bytes_of
-from .images import PARTS, Images, Split, as_pixels, in_parts
+from .images import PARTS, Images, Split, as_pixels
 from .load import spellings
-from .models import unwrap
+from .models import bytes_of, unwrap
 from .weights import plain_state
 try: import fcntl
 except ImportError: fcntl = None  # not a Unix
@@ -115,9 +114,8 @@ def _name(key, request, part, name) -> str:
 # %% ../nbs/93_manifest.ipynb #cbe11675
 def _forgotten(split, key, request) -> dict:
     "The hash of the content of each forgotten image, by its position in train."
-    gone, found = split.forget, []
-    for at in in_parts(torch.arange(len(gone)), gone.shape):
-        found += [_content(key, request, x) for x in gone.take(at.to(gone.device)).cpu()]
+    gone = split.forget
+    found = [_content(key, request, x) for some in gone.in_parts() for x in some.cpu()]
     return dict(zip(gone.indices.tolist(), found))
 
 def _which(split):
@@ -470,8 +468,7 @@ def listed(
 ) -> np.ndarray:  # bool, one for each image
     "Which of these images it, or one before it, named for removal, by their pixels. `ValueError`: another key, or changed."
     gone = _hashes(_named(earlier, key), "content")
-    each = (x for at in in_parts(torch.arange(len(images)), images.shape)
-            for x in images.take(at.to(images.device)).cpu())
+    each = (x for some in images.in_parts() for x in some.cpu())
     return np.array([any(_content(key, request, x) in those for request, those in gone)
                      for x in each], dtype=bool)
 

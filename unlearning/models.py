@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'ResidualBlock', 'small_resnet', 'create_model', 'unwrap', 'computed_tensors', 'copy_network', 'leaves',
-           'find_logits', 'follow_dtype', 'outputs', 'depends_on_its_weights', 'stored_tensors', 'with_tensors',
-           'wholly_frozen', 'reset_modules', 'own_tensor', 'drawn_anew']
+           'find_logits', 'follow_dtype', 'outputs', 'depends_on_its_weights', 'bytes_of', 'stored_tensors',
+           'with_tensors', 'wholly_frozen', 'reset_modules', 'own_tensor', 'drawn_anew']
 
 # %% ../nbs/20_models.ipynb #a6e415ec
 import copy, inspect
@@ -242,6 +242,9 @@ def depends_on_its_weights(
     return bool(reached) and reached <= own
 
 # %% ../nbs/20_models.ipynb #d0750c5e
+def bytes_of(tensor):
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
 def stored_tensors(model: nn.Module) -> dict:
     "Parameters and persistent buffers by name: what makes a trained network of an architecture."
     return {name: t for name, t in model.state_dict(keep_vars=True).items() if torch.is_tensor(t)}

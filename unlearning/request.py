@@ -48,7 +48,7 @@ from .datasets.folder import hidden
 from .datasets.source import Source
 from .datasets.yours import PlainFolder, from_dataset
 from .ensemble import Store, architecture, describe, environment, hash_of
-from .images import Images, Split, batches, copy_hashes, in_parts
+from .images import Images, Split, batches, copy_hashes, spread_out
 from .load import gone_classes
 from .manifest import (Predecessor, check_name, hand_over, listed, listed_names,
                                  make_manifest, refuse_taken, weights_fingerprint)
@@ -541,10 +541,10 @@ ALIKE_BY_NATURE = 0.01  # share of unseen images: handwritten ones, say, are ali
 
 def thumbnails(images: Images) -> torch.Tensor:  # images × 64
     "Each image as 8 × 8 grey pixels, less their mean, of length 1."
-    def small(at):
-        grey = images.take(at.to(images.device)).float().mean(1, keepdim=True)
+    def small(some):
+        grey = some.float().mean(1, keepdim=True)
         return nn.functional.adaptive_avg_pool2d(grey, 8).flatten(1).cpu()
-    x = torch.cat([small(at) for at in in_parts(torch.arange(len(images)), images.shape)])
+    x = torch.cat([small(some) for some in images.in_parts()])
     x = x - x.mean(1, keepdim=True)
     return x / x.norm(dim=1, keepdim=True).clamp(min=1e-6)
 
@@ -557,7 +557,7 @@ def nearly(images: Images) -> np.ndarray:
 def cases(images: Images, unseen: Images) -> Images:
     "Without copies; nor near ones, unless unseen images are as much alike, each being a case of its own."
     images = once(images)
-    some = np.linspace(0, len(unseen) - 1, min(len(unseen), SOME)).astype(int)
+    some = spread_out(len(unseen), SOME)
     if nearly(once(unseen[some])).mean() > ALIKE_BY_NATURE: return images
     return images[np.flatnonzero(~nearly(images))]
 

@@ -13,7 +13,7 @@ import pandas as pd
 from .images import Split
 from .load import gone_classes, load_split, wrong_labels
 from .models import create_model
-from .training import Training, fit, logits
+from .training import Training, fit, logits, percent_right
 
 # %% ../nbs/30_show.ipynb #c9f3c192
 WRONG_DIGITS = Training(epochs=30, batch_size=64, lr=0.1, label_smoothing=0,
@@ -45,7 +45,7 @@ def right(z, labels, part="these images") -> float:
     "Percent of images whose largest logit is at the label. `FloatingPointError` if logits are not finite."
     if not z.isfinite().all():
         raise FloatingPointError(f"the network's answers on {part} are not finite: it has diverged")
-    return 100 * (z.argmax(1) == labels.cpu()).float().mean().item()
+    return percent_right(z, labels)
 
 # %% ../nbs/30_show.ipynb #9f6aa24d
 def _of_test(z, labels, gone) -> dict:  # percent; {}: no class is gone, or test shows no other

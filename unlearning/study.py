@@ -34,7 +34,7 @@ from torch import nn
 
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .augment import AUGMENTATIONS
-from .images import Split, pixel_files, read_split, save_split, shared_split
+from .images import Split, as_numpy, pixel_files, read_split, save_split, shared_split
 from .load import gone_classes
 from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of,
                                  progress_bar, raise_errors, run_tasks, unwritable, whole)
@@ -466,11 +466,8 @@ def logits_in(arrays, split) -> dict:
 # %% ../nbs/81_study.ipynb #d9719f16
 KEPT = ("original", "retrain")  # the rows whose weights are kept
 
-def _array(t):  # NumPy has no bfloat16
-    return (t.float() if t.dtype == torch.bfloat16 else t).detach().cpu().numpy()
-
 def weights_of(model) -> dict:
-    return {f"weights/{name}": _array(t) for name, t in stored_tensors(model).items()}
+    return {f"weights/{name}": as_numpy(t) for name, t in stored_tensors(model).items()}
 
 def weights_in(arrays) -> dict:
     return {name.removeprefix("weights/"): a for name, a in arrays.items()

@@ -6,7 +6,7 @@
 __all__ = ['PAPER_TRAINING', 'CURVES', 'UNREACHED', 'turn', 'Training', 'make_optimizer', 'make_schedule', 'native_bfloat16',
            'fast_type', 'forward_type', 'settled', 'class_weights', 'cross_entropy', 'refuse_unreached', 'Stepper',
            'train_mode', 'eval_mode', 'deterministic', 'steps_of', 'refuse_half', 'train_epoch', 'told', 'fit',
-           'logits']
+           'logits', 'percent_right']
 
 # %% ../nbs/23_training.ipynb #07b2b01f
 import copy, hashlib, math, threading, time
@@ -20,8 +20,8 @@ from torch.optim import lr_scheduler
 from tqdm import tqdm
 from .augment import augmentations
 from .files import Checkpoint
-from .images import Images, batches, hash_images
-from .models import outputs, wholly_frozen
+from .images import Images, as_numpy, batches, hash_images
+from .models import bytes_of, outputs, stored_tensors, wholly_frozen
 
 # %% ../nbs/23_training.ipynb #e3d73b5d
 @dataclass(frozen=True)
@@ -221,16 +221,13 @@ def _restore(tensors, facts, model, stepper, rng):
 # %% ../nbs/23_training.ipynb #988753ba
 def _owner(model, settings, seed, images):
     "Whose checkpoint it is: settings, seed, images, and the weights at the start."
-    tensors = {k: v for k, v in model.state_dict().items() if torch.is_tensor(v)}
     digest = hashlib.blake2b(digest_size=16)
-    for name, t in tensors.items():
-        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + _bytes(t))
+    for name, t in stored_tensors(model).items():
+        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + bytes_of(t))
     hash_images(digest, "images", images)  # pixels too, and what normalises them
     augment = [a if isinstance(a, str) else getattr(a, "__qualname__", type(a).__qualname__)
                for a in settings.augment]
     return [asdict(settings) | dict(augment=augment), seed, digest.hexdigest()]
-
-def _bytes(t): return t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 # %% ../nbs/23_training.ipynb #5db76487
 def _resume(checkpoint, owner, epochs, *parts) -> list:
@@ -251,8 +248,7 @@ def _leave(checkpoint, owner, history, *parts):
     "Write a checkpoint, if it is time."
     if checkpoint is None or not checkpoint.due: return
     tensors, facts = _state(*parts)
-    plain = lambda t: t.float() if t.dtype == torch.bfloat16 else t  # NumPy has no bfloat16
-    arrays = {k: plain(v.detach()).cpu().numpy() for k, v in tensors.items()}
+    arrays = {k: as_numpy(v) for k, v in tensors.items()}
     checkpoint.save(owner, arrays, dict(history=history, **facts))
 
 # %% ../nbs/23_training.ipynb #2e63b485
@@ -356,3 +352,7 @@ def logits(
     with eval_mode(model.to(images.device)):
         return torch.cat([outputs(model, batch.x).float().cpu()
                           for batch in batches(images, batch_size)])
+
+def percent_right(z, labels) -> float:
+    "Of images: how often the largest of their logits is at the label."
+    return 100 * (z.argmax(1) == labels.cpu()).float().mean().item()

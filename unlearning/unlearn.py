@@ -19,14 +19,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import nn
-from .check import check, spread_out
-from .images import Batch, Split, batches
+from .check import check
+from .images import Batch, Split, batches, spread_out
 from .load import gone_classes
 from .models import copy_network, follow_dtype, outputs
 from .show import accuracies
 from .training import (Stepper, Training, cross_entropy, deterministic, fit,
                                  forward_type, logits, make_optimizer, make_schedule,
-                                 refuse_half, refuse_unreached, steps_of, train_mode)
+                                 percent_right, refuse_half, refuse_unreached, steps_of,
+                                 train_mode)
 
 # %% ../nbs/31_unlearn.ipynb #2a7c88af
 @dataclass
@@ -537,8 +538,7 @@ def look_back(run: Run):
     if not answers[1].isfinite().all():
         raise FloatingPointError("the network's answers are not finite after the last step of "
                                  f"{run.recipe.name!r}: lower its learning rates")
-    before, after = (100 * (z.argmax(1) == some.labels.cpu()).float().mean().item()
-                     for z in answers)
+    before, after = (percent_right(z, some.labels) for z in answers)
     if before - after > COLLAPSE:
         warnings.warn(f"{run.recipe.name!r} took the accuracy on retained images "
                       f"from {before:.1f} to {after:.1f} %: its settings do not fit this network",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SEX_GAP', 'SKINS', 'HAIRS', 'IRISES', 'SIDES', 'ARC', 'CHUBBINESS', 'DARK', 'FRECKLES', 'LAYERS', 'CELEBA_ATTRIBUTES',
            'CLASS_SHARES', 'CHANGEABLE', 'draw_person', 'draw_moment', 'Pen', 'drawn_attributes', 'draw_face',
-           'apportion', 'cast_faces', 'render_faces']
+           'cast_faces', 'render_faces']
 
 # %% ../../nbs/datasets/15_faces.ipynb #99f3edae
 import json, os
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .. import __version__
 from .people import write_about
 from ..files import write_whole
+from ..images import apportion
 
 # %% ../../nbs/datasets/15_faces.ipynb #54280234
 SEX_GAP = 2.1  # the d above; the end of this notebook shows what it leaves to strangers
@@ -394,13 +395,6 @@ def draw_face(
 # %% ../../nbs/datasets/15_faces.ipynb #13d8aa80
 # of 4·Male + 2·Gray_Hair + Chubby, in 10,000 images, meant to be CelebA's; their source is not on record
 CLASS_SHARES = (5668, 59, 61, 3, 3415, 404, 253, 137)
-
-def apportion(shares, total: int) -> np.ndarray:
-    "Whole numbers in proportion to `shares` that add up to `total` (largest remainders)."
-    exact = np.asarray(shares) * total / np.sum(shares)
-    counts = np.floor(exact).astype(int)
-    counts[np.argsort(counts - exact, kind="stable")[:total - counts.sum()]] += 1
-    return counts
 
 # %% ../../nbs/datasets/15_faces.ipynb #fa1bb6a1
 CHANGEABLE = 0.2  # the spread of one person's images; tendencies spread by 1

@@ -21,8 +21,8 @@ from torchvision.datasets import DatasetFolder, ImageFolder
 from tqdm import tqdm
 from .folder import hidden, is_grey, is_image
 from .source import LARGE, Source, data_root, header, plain
-from ..images import (ImageFile, Images, as_labels, as_pixels, channel_statistics,
-                               class_names, stated, tell_dim)
+from ..images import (ImageFile, Images, as_labels, as_numpy, as_pixels,
+                               channel_statistics, class_names, spread_out, stated, tell_dim)
 
 # %% ../../nbs/datasets/16_yours.ipynb #f11e0f1e
 def file_of(dataset, i: int) -> str:
@@ -55,7 +55,7 @@ def pair(dataset, i: int) -> tuple:
 
 def as_label(label, i: int) -> int:
     "A class number. `ValueError` on anything else."
-    value = np.asarray(label.detach().cpu() if torch.is_tensor(label) else label)
+    value = as_numpy(label)
     if value.dtype.kind in "iu" and value.size == 1 and value.item() >= 0: return value.item()
     raise ValueError(f"the label of item {i} is {label!r}: it should be a class number, 0, 1, …")
 
@@ -69,8 +69,7 @@ def as_array(
     if isinstance(image, Image.Image):
         grey = channels == 1 or channels is None and is_grey(image.mode)
         image = np.atleast_3d(np.asarray(plain(image, 1 if grey else 3)))
-    if torch.is_tensor(image) and image.dtype == torch.bfloat16: image = image.float()
-    array = np.asarray(image.detach().cpu()) if torch.is_tensor(image) else np.asarray(image)
+    array = as_numpy(image)
     if array.ndim == 2: return array[None]
     if array.ndim != 3:
         which = "an image" if i is None else f"the image of item {i}"
@@ -119,7 +118,7 @@ def undone(x) -> np.ndarray:
 # %% ../../nbs/datasets/16_yours.ipynb #9137f58c
 def steady(dataset, which="train", channels=None) -> list:
     "Sixteen images of a data set. `ValueError` if it gives something else each time."
-    at = np.unique(np.linspace(0, len(dataset) - 1, 16).astype(int)).tolist()
+    at = spread_out(len(dataset), 16).tolist()
     once, again = ([as_array(pair(dataset, i)[0], channels, i) for i in at] for _ in range(2))
     same = lambda a, b: np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
     if bad := [i for i, a, b in zip(at, once, again) if not same(a, b)]:
