@@ -58,12 +58,10 @@ def _row(frame, retrained, chance) -> dict:
 # %% ../nbs/90_report.ipynb #eb8853d7
 def _quality(results) -> pd.DataFrame:
     "Forget quality with a row for each method."
-    columns = [(value, protocol) for value in ("F", "ceiling", "ceiling_sd", "total")
-               for protocol in PROTOCOLS]
-    wide = results.quality.pivot(index="method", columns="protocol",
-                                 values=["F", "ceiling", "ceiling_sd", "total"])
-    return wide.reindex(columns=columns).set_axis(
-        [f"{value}_{protocol}" for value, protocol in columns], axis=1)
+    values = ["F", "ceiling", "ceiling_sd", "total"]
+    columns = [(value, protocol) for value in values for protocol in PROTOCOLS]
+    wide = results.quality.pivot(index="method", columns="protocol", values=values)
+    return wide.reindex(columns=columns).set_axis(["_".join(c) for c in columns], axis=1)
 
 # %% ../nbs/90_report.ipynb #6294c29f
 def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers only; percent, points and seconds
@@ -83,8 +81,8 @@ def origin(results: Results) -> str:
             f"{'one original' if f['originals'] == 'one' else 'as many originals'}")
 
 def title(results: Results, method: str) -> str:
-    "What tables call a row; a retrained network's and the original's are named like that too."
-    return results.facts["titles"].get(method, method)
+    "What tables call a row: a method, what it is compared with, or one beside the methods."
+    return (results.facts["titles"] | results.facts.get("beside", {})).get(method, method)
 
 def _label(table, results):
     return table.rename(index=results.facts["titles"]).rename_axis(index=None, columns=origin(results))
@@ -159,12 +157,16 @@ def forget_table(results: Results) -> pd.DataFrame:
     return _label(table.assign(seeds=s.seeds.astype(int)), results)
 
 # %% ../nbs/90_report.ipynb #f332e1f7
-def wrong_table(results: Results) -> pd.DataFrame:
-    "Which method forgot wrong labels: accuracy against given and true ones, test accuracy, time; the best first."
+def _by_repair(results) -> pd.DataFrame:
+    "`summary`: Retrain, the methods by how often they say the true label, No Unlearning."
     s = summary(results)
     ranked = s.loc[unlearned(results)].sort_values("UA_true", ascending=False).index
+    return s.loc[["retrain", *ranked, "original"]]
+
+def wrong_table(results: Results) -> pd.DataFrame:
+    "Which method forgot wrong labels: accuracy against given and true ones, test accuracy, time; the best first."
+    s = _by_repair(results)
     lost = [m for m in results.facts["titles"] if m not in s.index]
-    s = s.loc[["retrain", *ranked, "original"]]
     table = {f"{name} [%]": _spread(s, part) for name, part in
              {"forget, given ↓": "UA", "forget, true ↑": "UA_true", "test ↑": "TA"}.items()}
     table["time [% of Retrain]"] = _or_dash("{:.1f}", s.time, s.index != "original")
@@ -175,7 +177,7 @@ def wrong_table(results: Results) -> pd.DataFrame:
 # %% ../nbs/90_report.ipynb #b144db04
 def _training_in_words(t) -> str:
     weights = ", class weights" if t["class_weights"] else ""
-    augment = ", ".join(a if isinstance(a, str) else str(a) for a in t["augment"]) or "none"
+    augment = ", ".join(map(str, t["augment"])) or "none"
     return (f"{t['epochs']} epochs of {t['optimizer']} ({t['schedule']}, rate {t['lr']}, "
             f"batch {t['batch_size']}, weight decay {t['weight_decay']}, "
             f"label smoothing {t['label_smoothing']}{weights}, "
@@ -207,11 +209,8 @@ def _took(results) -> str:
     unit = "core" if results.facts["device"] == "cpu" else "GPU"
     return f" Its {len(seconds):,} networks took {np.nansum(seconds) / 3600:.2g} {unit} hours."
 
-def _called(results, row): return results.facts["beside"].get(row) or title(results, row)
-
 def _lost(results) -> str:
-    lost = [f"{_called(results, m)} seed {k}: {why}"
-            for (m, k), why in results.failures.items()]
+    lost = [f"{title(results, m)} seed {k}: {why}" for (m, k), why in results.failures.items()]
     return " Lost seeds: " + "; ".join(lost) + "." if lost else ""
 
 # %% ../nbs/90_report.ipynb #510e33e5
@@ -233,7 +232,7 @@ def protocol(results: Results) -> str:
 
 # %% ../nbs/90_report.ipynb #03c3d5b9
 def _collapsed(results):
-    rows = [_called(results, m) for m in results.facts.get("collapsed", ())]
+    rows = [title(results, m) for m in results.facts.get("collapsed", ())]
     if not rows: return ""
     return (f" Under {', '.join(rows)} networks lost much of their accuracy "
             "on retained images, on average.")
@@ -250,11 +249,12 @@ def as_text(results: Results) -> str:
 # %% ../nbs/90_report.ipynb #1c727f29
 def save_report(results: Results, folder) -> Path:
     "Write networks.csv, quality.csv, summary.csv and tables.txt (the tables as plain text) to a folder."
-    folder, long = Path(folder), {"networks": (results.networks, 4), "quality": (results.quality, 5)}
-    tables = {name: frame.round(digits).set_index("method")
-              for name, (frame, digits) in long.items()}
+    tables = dict(networks=results.networks.round(4).set_index("method"),
+                  quality=results.quality.round(5).set_index("method"),
+                  summary=summary(results).round(4))
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in (tables | dict(summary=summary(results).round(4))).items():
+    for name, table in tables.items():
         with write_whole(folder / f"{name}.csv") as part:
             table.assign(data=results.facts["data"]).to_csv(part, index_label="method")
     with write_whole(folder / "tables.txt") as part:
@@ -429,9 +429,7 @@ def _dots(ax, s, columns):
 # %% ../nbs/90_report.ipynb #32e21989
 def plot_wrong_labels(results: Results):
     "Wrong labels repeated, true ones said, and test accuracy, by method; mean ± sd over seeds; lines: Retrain."
-    s = summary(results)
-    ranked = s.loc[unlearned(results)].sort_values("UA_true", ascending=False).index
-    s = s.loc[["retrain", *ranked, "original"]]
+    s = _by_repair(results)
     fig, ((said, test),) = panels(2, height=1.2 + 0.22 * len(s), sharey=True, width_ratios=(2, 1))
     black, white = dict(color="black"), dict(mfc="white", mec="black")
     _dots(said, s, {"UA": black | dict(label="the given, wrong label"),

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 from .accuracy import as_array, check_logits
-from .forget_quality import Interval, _half_width
+from .forget_quality import UNKNOWN, Interval, _half_width
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #2fdea92d
 def correct(
@@ -209,11 +209,11 @@ def memory_left(
 # %% ../../nbs/metrics/74_memory_left.ipynb #f3f14f63
 def _measured(means, exchangeable, by, swing, given):
     value, half = (100 * float(x) for x in _combined(means, REMEMBERED))
-    remembered, none = Interval(value, value - half, value + half), Interval(*[np.nan] * 3)
+    remembered = Interval(value, value - half, value + half)
     if not remembered.low > 0:
-        return MemoryLeft(none, none, none, none, remembered, np.nan, by, given, NOTHING)
+        return MemoryLeft(*[UNKNOWN] * 4, remembered, np.nan, by, given, NOTHING)
     memory, mark, drift, distance = (_share(means, w) for w in (MEMORY, MARK, DRIFT, DISTANCE))
-    return MemoryLeft(memory, mark if exchangeable else none, drift, distance,
+    return MemoryLeft(memory, mark if exchangeable else UNKNOWN, drift, distance,
                       remembered, swing, by, given, "")
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #ba90c2e0
@@ -242,7 +242,7 @@ def size_left(
         raise ValueError(f"O, R, U and C have {K} networks: two halves need {2 * LEAST} of each")
     one, other = (_added(*_checked(*(x[part::2] for x in (O, R, U, C)), by), by) for part in (0, 1))
     (l, g), (k, h) = (sum(kind.mean(axis=1) for kind in half)[:2] for half in (one, other))
-    if g @ h <= 0: return Interval(*[np.nan] * 3)  # nothing was remembered
+    if g @ h <= 0: return UNKNOWN  # nothing was remembered
     share = (l @ k) / (g @ h)
     moves = [*_moves(one, k, h, share), *_moves(other, l, g, share),
              len(l) * (l * k - share * g * h)]
