@@ -36,7 +36,7 @@ from torch import nn
 from .augment import AUGMENTATIONS
 from .images import Split, as_numpy, pixel_files, read_split, save_split, shared_split
 from .load import gone_classes
-from .ensemble import (Store, Task, Unfit, architecture, claim, describe, hash_of,
+from .ensemble import (ROW, Store, Task, Unfit, architecture, claim, describe, hash_of,
                                  progress_bar, raise_errors, run_tasks, unwritable, whole)
 from .metrics.accuracy import accuracy
 from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
@@ -187,8 +187,7 @@ def check_types(settings, where=""):
 def checked_training(t: Training, device="cpu") -> Training:
     "The training, with Python's numbers and the name of its precision. `ValueError` if it could not run."
     check_types(t, "training.")
-    t = replace(t, augment=tuple(t.augment),
-                **{k: v.item() for k, v in vars(t).items() if isinstance(v, np.generic)})
+    t = replace(t, **{k: v.item() for k, v in vars(t).items() if isinstance(v, np.generic)})
     for name in ("epochs", "batch_size"):
         if getattr(t, name) <= 0:
             raise ValueError(f"training.{name} is {getattr(t, name)}: ask for more than 0")
@@ -243,17 +242,17 @@ def check_alike(study):
 def asked(study) -> dict:
     "The settings of a study as they are meant: Python's numbers, a training that can run, a network and its blueprint."
     values = {k: v.item() for k, v in vars(study).items() if isinstance(v, np.generic)}
-    network, split = study.network, study.split
     plain = lambda net: unwrap(net) if isinstance(net, nn.Module) else net
-    network, values["original"] = plain(network), plain(study.original)
-    if network is None: network = "small" if study.original is None else values["original"]
-    if not isinstance(study.original, (nn.Module, type(None))):
-        raise ValueError(f"original is a {type(study.original).__name__}: "
+    network, original, split = plain(study.network), plain(study.original), study.split
+    if not isinstance(original, (nn.Module, type(None))):
+        raise ValueError(f"original is a {type(original).__name__}: "
                          "pass the trained network, a torch module")
+    if network is None: network = "small" if original is None else original
     plan = blueprint(network, (len(split.classes), *split.image_shape[:2]))
     training = checked_training(study.training, study.device)
     recipes = {name: settled_recipe(recipe, study.device) for name, recipe in study.recipes.items()}
-    return values | dict(network=network, plan=plan, training=training, recipes=recipes)
+    return values | dict(original=original, network=network, plan=plan, training=training,
+                         recipes=recipes)
 
 # %% ../nbs/81_study.ipynb #50cc96ed
 def check_numbers(study):
@@ -714,15 +713,15 @@ def titles_beside(study) -> dict:
 # %% ../nbs/81_study.ipynb #0ca3797f
 def facts_of(study, environments) -> dict:
     "What a table has to say about its study."
-    split, asked = study.split, {k: getattr(study, k) for k in ("samples", "permutations", "device")}
-    settings = dict(training=describe(study.training), recipes=describe(study.recipes))
-    sizes = {name: len(part) for name, part in split.parts.items()}
-    named = dict(titles=titles(study), data=split.name, network=name_of(study.network))
-    # given, or trained by the study
-    settings |= dict(given=study.original is not None, originals=study.originals)
-    named |= dict(beside=titles_beside(study), retain_measured=min(len(split.retain), SAMPLE))
-    return named | sizes | dict(K=study.seeds, **asked, **settings,
-                                environment=common(environments))
+    split = study.split
+    return dict(
+        titles=titles(study), data=split.name, network=name_of(study.network),
+        beside=titles_beside(study), retain_measured=min(len(split.retain), SAMPLE),
+        **{name: len(part) for name, part in split.parts.items()},
+        K=study.seeds, samples=study.samples, permutations=study.permutations, device=study.device,
+        training=describe(study.training), recipes=describe(study.recipes),
+        given=study.original is not None,  # or trained by the study
+        originals=study.originals, environment=common(environments))
 
 # %% ../nbs/81_study.ipynb #c4132afa
 def passes_of(study) -> dict:
@@ -803,7 +802,7 @@ def refuse_without_gpu(study, tasks, store):
     "What a GPU has computed can be read anywhere."
     if study.scheduler or not lacks(study.device): return
     every = [t for row in tasks.values() for t in row]
-    lost = {t: why for t in every if t not in store and (why := store.why_lost(t)) is not None}
+    lost = store.lost(every)
     gone = lost | orphans(tasks, lost, {})
     if all(t in store or t in gone for t in every): return
     raise ValueError(f"device is {study.device!r}, and {gpus_found()} here: "
@@ -887,7 +886,7 @@ def run_study(
 # %% ../nbs/81_study.ipynb #d1433346
 KEY = "-[0-9a-f]{16}[.]"
 SPLIT = re.compile(f"split{KEY}safetensors")
-RECORD = re.compile(rf"\w[\w+#=. -]*-\d{{3,}}{KEY}(safetensors|lost)"
+RECORD = re.compile(rf"{ROW}-\d{{3,}}{KEY}(safetensors|lost)"
                     rf"|search-\w+{KEY}json")  # the latter is what 96_search has found
 
 def refuse_damaged(path, name):
