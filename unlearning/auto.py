@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'SLOW', 'RANGES', 'DELETING',
            'RELABELLING', 'NO_RATE', 'NO_DEFAULT', 'FEWEST', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE',
-           'COLUMNS', 'FINALISTS', 'ENOUGH', 'ENOUGH_PEOPLE', 'halves', 'whole_people', 'pseudo_request', 'trace',
-           'right', 'Even', 'of_classes', 'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log', 'among',
-           'add_method', 'starts', 'told', 'quiet', 'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
+           'COLUMNS', 'FINALISTS', 'ENOUGH', 'ENOUGH_PEOPLE', 'halves', 'most_people', 'whole_people', 'pseudo_request',
+           'trace', 'right', 'Even', 'of_classes', 'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log',
+           'among', 'add_method', 'starts', 'told', 'quiet', 'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
 import inspect, math, warnings
@@ -57,13 +57,17 @@ def _like(split: Split, rng) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 # %% ../nbs/94_auto.ipynb #840054ee
-def whole_people(split) -> bool:
-    "Whether most named images are of people with several images, of which most are named."
+def most_people(split, how) -> bool:  # how(named, all_of): of each one, named images and all
+    "Whether most named images are of people of whom `how` holds."
     if split.forget.identities is None: return False
     gone, kept = (part.identities.cpu().numpy() for part in (split.forget, split.retain))
     who, at, named = np.unique(gone, return_inverse=True, return_counts=True)
     all_of = named + np.array([np.sum(kept == p) for p in who])
-    return bool(np.mean(((2 * named > all_of) & (all_of > 1))[at]) >= 0.5)
+    return bool(np.mean(how(named, all_of)[at]) >= 0.5)
+
+def whole_people(split) -> bool:
+    "Whether most named images are of people with several images, of which most are named."
+    return most_people(split, lambda named, all_of: (2 * named > all_of) & (all_of > 1))
 
 # %% ../nbs/94_auto.ipynb #7ecc1156
 def _people(split, rng):

@@ -41,8 +41,8 @@ from torchvision.transforms import v2
 
 # %% ../nbs/95_request.ipynb #dc489cbe
 from .activations import masks, place_masks
-from .auto import (MOST, Even, Found, auto, exceeds, halves, of_classes, right, told,
-                             whole_people)
+from .auto import (MOST, Even, Found, auto, exceeds, halves, most_people, of_classes,
+                             right, told, whole_people)
 from .check import Doubt, check, commonest
 from .datasets.folder import hidden
 from .datasets.source import Source
@@ -452,9 +452,9 @@ def look(r: Request, key: bytes | None = None, paths=None, jobs: int = -1) -> pd
     r.facts["look"] = dict(
         images=len(r.split.forget), different=len(set(copy_hashes(r.split.forget))),
         test_accuracy=round(seen.test, 2), measured_on=seen.images, parameters=seen.parameters,
-        test_images=parts | dict(known=parts["test"] - parts["tuning"] - parts["evidence"]))
-    r.facts["look"] |= dict(people=people_named(r.split), classes_gone=classes_gone(r.split),
-                            cases=len(looked_at(r)["forget"]))
+        test_images=parts | dict(known=parts["test"] - parts["tuning"] - parts["evidence"]),
+        people=people_named(r.split), classes_gone=classes_gone(r.split),
+        cases=len(looked_at(r)["forget"]))
     return pd.Series(r.facts["look"], name="seen", dtype=object)
 
 # %% ../nbs/95_request.ipynb #120a88e5
@@ -470,10 +470,7 @@ def people_named(split) -> dict | None:
 
 def of_people(split) -> bool:
     "Whether most named images are of people with other training images, named or not."
-    if split.forget.identities is None: return False
-    gone, kept = (part.identities.cpu().numpy() for part in (split.forget, split.retain))
-    who, at, named = np.unique(gone, return_inverse=True, return_counts=True)
-    return bool(np.mean(((named > 1) | np.isin(who, kept))[at]) >= 0.5)
+    return most_people(split, lambda named, all_of: all_of > 1)
 
 # %% ../nbs/95_request.ipynb #bac4be01
 GONE = ("of {} no training image is left: test accuracy counts them, "
@@ -912,7 +909,7 @@ def _by_training(r, folder, jobs) -> list:
 def _by_owner(r, folder) -> list:
     "Retrained by the owner's function, one after the other."
     stem = hash_of(dict(split=r.split.fingerprint, train=describe(r.train),
-                        network=architecture(r.model)))[:16]
+                        network=architecture(r.model)))
     paths = [Path(folder) / f"retrained-{stem}-{seed}.safetensors" for seed in range(r.references)]
     retrained, made = [], []
     for seed, path in enumerate(paths):
@@ -1273,13 +1270,14 @@ def _left(facts) -> str:
     left, found = facts["evidence"]["left"], facts["verdict"]["word"] == FOUND
     if left[0] is None: return ""
     value, low, high = (signed(x, 0).lstrip("+") for x in left)
-    nothing = (" An interval that holds 0 is consistent with nothing being left."
-               * (left[1] <= 0 <= left[2]))
-    mean = (" It is a mean: images that are pressed down and images that are still known "
-            "cancel in it." * found)
+    more = ""
+    if found: more = (" It is a mean: images that are pressed down and images that are still known "
+                      "cancel in it.")
+    elif left[1] <= 0 <= left[2]:
+        more = " An interval that holds 0 is consistent with nothing being left."
     return ("Before, the network was surer of these images than of unseen ones. "
             f"Of that difference an estimated {value} % remains "
-            f"(95 % interval {low} to {high} %).{mean if found else nothing}")
+            f"(95 % interval {low} to {high} %).{more}")
 
 def _of_label(item) -> str:
     name, before, after = item[0], item[1]["before"][0], item[1]["after"][0]
