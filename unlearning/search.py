@@ -102,9 +102,10 @@ def check_searched(study, methods, share, trials):
     try: like = pseudo_request(study.split, halves(study.split.test)[0], 0)
     except ValueError as e:
         raise ValueError(f"settings cannot be searched for this request ({e})") from e
+    known = [m for m in RANGES if m in WITHIN]
     for m in methods:
-        if m not in RANGES.keys() & WITHIN.keys():
-            raise ValueError(f"no ranges to search {m!r} in: use {', '.join(RANGES.keys() & WITHIN.keys())}")
+        if m not in known:
+            raise ValueError(f"no ranges to search {m!r} in: use {', '.join(known)}")
         try: refuse_unfit(study.plan.fresh(0), like, WITHIN[m](Budget(like, study.training, share)))
         except ValueError as e: raise ValueError(f"{m} cannot be searched: {e}") from e
 
