@@ -145,13 +145,16 @@ def data_of(where: str, transform=None):  # a Dataset
 PREPARED = ("of {}, say mean and std, those with which the network was trained: the numbers of the "
             "transform's Normalize; zeros and ones, if it takes pixels from 0 to 1 as they are")
 
+def _refuse_unsaid(folder, *said):
+    if not any(x is None for x in said): return
+    raise ValueError(f"{folder} is a folder: "
+                     "say size, mean and std, those of the network's training")
+
 def source_of(train: str, test: str, size: int | None = None, mean=None, std=None) -> Source:
     "The data of a request; the classes of folders in torchvision's order. `ValueError`: what is missing."
     folders = [where for where in (train, test) if Path(where).is_dir()]
     if not folders and (mean is None or std is None): raise ValueError(PREPARED.format(train))
-    if folders and None in (size, mean, std):
-        raise ValueError(f"{folders[0]} is a folder: "
-                         "say size, mean and std, those of the network's training")
+    if folders: _refuse_unsaid(folders[0], size, mean, std)
     sets = [data_of(where, evaluation(size, mean, std) if where in folders else None)
             for where in (train, test)]
     if len(folders) == 2 and sets[0].classes != sets[1].classes:
@@ -162,9 +165,7 @@ def source_of(train: str, test: str, size: int | None = None, mean=None, std=Non
 # %% ../nbs/95_request.ipynb #cb492c55
 def comparable_images(folder: str, source: Source, size: int, mean, std) -> Images:
     "Images of a folder with a subfolder for some of the classes: of the kind of what must go, never trained on."
-    if None in (size, mean, std):
-        raise ValueError(f"{folder} is a folder: "
-                         "say size, mean and std, those of the network's training")
+    _refuse_unsaid(folder, size, mean, std)
     if not Path(folder).is_dir(): raise ValueError(f"there is no folder {folder}")
     class Within(PlainFolder):
         def find_classes(self, _):
