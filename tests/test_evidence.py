@@ -586,15 +586,15 @@ def test_ten_images_that_stand_for_ninety_make_no_narrow_interval():
     assert auc.high - auc.low > 0.7 * (alone.high - alone.low) > 25
 
 
-@pytest.mark.parametrize('m', [5, 8])
+@pytest.mark.parametrize('m', [5, 6])
 def test_the_interval_holds_the_truth_where_few_are_unseen(m):
     """Forty forgotten images in each of two classes, which share what `m` unseen ones happen to be."""
-    rng, times, inside = np.random.default_rng(m), 300, 0
+    rng, times, inside = np.random.default_rng(m), 1000, 0
     y, z = np.repeat([0, 1], 40), np.repeat([0, 1], m)
     for k in range(times):
         low, high = class_auc(rng.normal(size=80), y, rng.normal(size=2 * m), z, draws=400, seed=k).auc[1:]
         inside += low <= 50 <= high
-    assert 100 * inside / times >= 90
+    assert inside >= 0.93 * times  # 91.5 and 92.1 %, were drawing anew all that they vary by
 
 
 def test_beside_a_handful_of_unseen_images_no_interval_is_given():
