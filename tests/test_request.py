@@ -832,12 +832,16 @@ def test_any_callable_may_train(compared):
 
 def test_what_the_last_request_named_is_not_taught_again(asked, given, source, training, tmp_path):
     first, key = asked(), make_key(tmp_path / 'owner.key', tmp_path / 'answer')
-    out = run_request(first, tmp_path / 'answer', key)
+    out = run_request(first, tmp_path / 'answer', key, source.paths)
     net = load_weights(build(given['builder'], 10), out / 'unlearned.safetensors')
     again = load_split(source, forget=first.split.retain.indices[:20].tolist())
     r = Request(net, again, training, first.recipe, max_test_drop=50., follows=predecessor(out))
     with pytest.raises(ValueError, match=rf'90 retained images \(position \d+, .*, …\) are named in request {first.id}.*taught again'): look(r, key)
     with pytest.raises(ValueError, match=rf"90 retained images \('\d/.*png', .*, …\) are named"): look(r, key, source.paths)
+    other = replace(source.train, source=source.train.images // 2, rows=None)  # decoded otherwise
+    r = Request(net, make_split(other, source.test, first.split.retain.indices[:20].tolist(), source.classes), training, first.recipe,
+                max_test_drop=50., follows=predecessor(out))
+    with pytest.warns(Doubt, match=f'90 retained images .* have names of images that request {first.id}, .* are they back'): look(r, key, source.paths)
     assert str(tmp_path) not in json.dumps(r.follows.cited())
     apart, _ = set_apart(again, first.split.forget.indices)
     second = Request(net, apart, training, first.recipe, max_test_drop=50., follows=predecessor(out))

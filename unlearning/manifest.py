@@ -460,7 +460,7 @@ def _named(earlier: Predecessor, key) -> list:
     return before if wrong else [manifest, *before]
 
 def _hashes(manifests, field) -> list:  # (request, hashes)
-    return [(m["request"], {i[field] for i in m["items"]}) for m in manifests]
+    return [(m["request"], {i[field] for i in m["items"] if i["part"] == "forget"}) for m in manifests]
 
 def listed(
     earlier: Predecessor,

@@ -478,8 +478,9 @@ GONE = ("of {} no training image is left: test accuracy counts them, "
         "and a network retrained without them would lose them, too")
 BACK = ("{} retained images ({}) are named in request {}, or in one before it, "
         "and would be taught again: take them out of train, or list them as `earlier`")
-RENAMED = ("{} retained images ({}) have names of images that request {}, or one before it, named, and other "
-           "pixels: are they back, in another size or decoded otherwise? They would be taught again")
+RENAMED = ("{} retained images ({}) have names of images that request {}, or one before it, named, "
+           "and other pixels: are they back, in another size or decoded otherwise? "
+           "They would be taught again")
 TAUGHT = ("{} retained images ({}) are identical to named ones and have the same label, "
           "which they go on teaching: list them, too")
 NO_UNSEEN = ("no unseen image is of the classes of those that must go: "
@@ -496,8 +497,9 @@ def refuse_back(r, key, paths=None):
     kept, earlier = r.split.retain, r.follows
     if (back := listed(earlier, key, kept)).any():
         raise ValueError(BACK.format(back.sum(), _some(kept, back, paths), earlier.request))
-    names = kept.indices.tolist() if paths is None else [paths[i] for i in kept.indices.tolist()]
-    if paths is not None and (back := listed_names(earlier, key, names)).any():
+    if paths is None: return
+    back = listed_names(earlier, key, [paths[i] for i in kept.indices.tolist()])
+    if back.any():
         warnings.warn(RENAMED.format(back.sum(), _some(kept, back, paths), earlier.request), Doubt)
 
 def _refuse_copies(r, paths):
@@ -692,14 +694,14 @@ FALLEN = ("Of the class {} the network was right on {:.0f} % of {} held-out test
 MORE = "So it is with {} more classes, see the accuracy by class."
 
 def fallen(r: Request) -> list:
-    "In words, the classes with retained images that lost more than `COLLAPSE` points, and not by chance; the worst first."
+    "In words, classes that lost more than `COLLAPSE` points, and not by chance; the worst first."
     y, found = r.classes["held_out"], []
     for c in np.setdiff1d(np.unique(y), gone_classes(r.split)):
         was, is_now = (is_right(z, r.classes, "held_out")[y == c] for z in (r.before, r.after))
         lost = paired(was, is_now)
         if lost.low > 0 and lost.value > COLLAPSE:
-            found.append((lost.value, FALLEN.format(r.split.classes[c], 100 * was.mean(), len(was),
-                                                    100 * is_now.mean())))
+            shares = 100 * was.mean(), len(was), 100 * is_now.mean()
+            found.append((lost.value, FALLEN.format(r.split.classes[c], *shares)))
     words = [said for _, said in sorted(found, reverse=True)]
     return words if len(words) <= 3 else [*words[:3], MORE.format(len(words) - 3)]
 
