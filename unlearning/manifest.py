@@ -459,6 +459,7 @@ def _named(earlier: Predecessor, key) -> list:
     wrong = isinstance(said, dict) and said.get("wrong_labels")
     return before if wrong else [manifest, *before]
 
+# %% ../nbs/93_manifest.ipynb #93c00002
 def _hashes(manifests, field) -> list:  # (request, hashes)
     return [(m["request"], {i[field] for i in m["items"] if i["part"] == "forget"}) for m in manifests]
 
@@ -473,6 +474,7 @@ def listed(
     return np.array([any(_content(key, request, x) in those for request, those in gone)
                      for x in each], dtype=bool)
 
+# %% ../nbs/93_manifest.ipynb #93c00001
 def listed_names(earlier: Predecessor, key: bytes, names) -> np.ndarray:  # bool, one for each name
     "Which of these names of training images it, or one before it, named for removal, whatever their pixels are now."
     gone = _hashes(_named(earlier, key), "name")

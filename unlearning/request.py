@@ -492,6 +492,7 @@ def _some(images, which, paths) -> str:
     names = [repr(paths[i]) if paths is not None else f"position {i}" for i in at[:9]]
     return ", ".join([*names, "…"] if len(at) > 9 else names)
 
+# %% ../nbs/95_request.ipynb #95c00006
 def refuse_back(r, key, paths=None):
     "`ValueError`: images that an earlier request named are in train again; `Doubt`: their names are."
     kept, earlier = r.split.retain, r.follows
@@ -502,6 +503,7 @@ def refuse_back(r, key, paths=None):
     if back.any():
         warnings.warn(RENAMED.format(back.sum(), _some(kept, back, paths), earlier.request), Doubt)
 
+# %% ../nbs/95_request.ipynb #95c00007
 def _refuse_copies(r, paths):
     copies = r.split.copies[r.split.copies.part == "retain"]
     if not r.wrong_labels and (n := copies.twin.nunique()):
