@@ -597,6 +597,14 @@ def test_the_interval_holds_the_truth_where_few_are_unseen(m):
     assert inside >= 0.93 * times  # 91.5 and 92.1 %, were drawing anew all that they vary by
 
 
+def test_an_interval_ends_where_ranks_end():
+    """One of five unseen images lies above all forgotten ones: where it is not drawn, the others count for more."""
+    s, t = np.linspace(0, 1, 40), np.array([-4., -3., -2., -1., 9.])
+    for sign in (1, -1):
+        auc = class_auc(sign * s, np.zeros(40, int), sign * t, np.zeros(5, int)).auc
+        assert 0 <= auc.low < auc.value < auc.high <= 100 and round(auc.value) == (80 if sign > 0 else 20)
+
+
 def test_beside_a_handful_of_unseen_images_no_interval_is_given():
     rng = np.random.default_rng(0)
     y, z = np.repeat([0, 1], 40), np.repeat([0, 1], 4)

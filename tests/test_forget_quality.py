@@ -213,3 +213,10 @@ def test_under_and_over_forgetting_are_punished_alike():
 def test_total_score():
     assert total_score(0.3, 90, 90, 70, 70) == pytest.approx(0.3)
     assert total_score(0.637, 84.06, 85.84, 81.49, 82.5) == pytest.approx(0.637 * 84.06 / 85.84 * 81.49 / 82.5)
+
+
+def test_networks_that_are_the_same_have_no_distribution():
+    from unlearning.metrics.forget_quality import all_alike
+    one = np.random.default_rng(0).normal(size=(1, 50))
+    assert all_alike(np.repeat(one, 8, axis=0)) and all_alike(np.repeat(one, 8, axis=0) + 1e-6 * np.arange(8)[:, None])
+    assert not all_alike(one) and not all_alike(np.random.default_rng(1).normal(size=(8, 50)))

@@ -842,6 +842,10 @@ def test_what_the_last_request_named_is_not_taught_again(asked, given, source, t
     r = Request(net, make_split(other, source.test, first.split.retain.indices[:20].tolist(), source.classes), training, first.recipe,
                 max_test_drop=50., follows=predecessor(out))
     with pytest.warns(Doubt, match=f'90 retained images .* have names of images that request {first.id}, .* are they back'): look(r, key, source.paths)
+    smaller = [replace(part, source=part.images[..., :6], rows=None) for part in (source.train, source.test)]
+    r = Request(net, make_split(*smaller, first.split.retain.indices[:20].tolist(), source.classes), training, first.recipe,
+                max_test_drop=50., follows=predecessor(out))
+    with pytest.warns(Doubt, match=r'was about images of another shape, \(3, 8, 8\): without paths'): look(r, key)
     assert str(tmp_path) not in json.dumps(r.follows.cited())
     apart, _ = set_apart(again, first.split.forget.indices)
     second = Request(net, apart, training, first.recipe, max_test_drop=50., follows=predecessor(out))

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'SLOW', 'RANGES', 'DELETING',
-           'RELABELLING', 'NO_RATE', 'NO_DEFAULT', 'FEWEST', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED', 'NO_USE',
-           'COLUMNS', 'FINALISTS', 'ENOUGH', 'ENOUGH_PEOPLE', 'halves', 'most_people', 'whole_people', 'pseudo_request',
-           'trace', 'right', 'Even', 'of_classes', 'refuse_even', 'Ground', 'exceeds', 'try_out', 'WrongLabels', 'log',
-           'among', 'add_method', 'starts', 'told', 'quiet', 'Found', 'NoTrial', 'pseudo_requests', 'runs_of', 'auto']
+           'RELABELLING', 'NO_RATE', 'NO_DEFAULT', 'FEW_ALIKE', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED',
+           'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH', 'ENOUGH_PEOPLE', 'halves', 'mostly', 'whole_people',
+           'pseudo_request', 'trace', 'right', 'Even', 'of_classes', 'refuse_even', 'Ground', 'exceeds', 'try_out',
+           'WrongLabels', 'log', 'among', 'add_method', 'starts', 'told', 'quiet', 'Found', 'NoTrial',
+           'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
 import inspect, math, warnings
@@ -57,17 +58,17 @@ def _like(split: Split, rng) -> np.ndarray:
     return np.sort(np.concatenate(drawn))
 
 # %% ../nbs/94_auto.ipynb #840054ee
-def most_people(split, how) -> bool:  # how(named, all_of): of each one, named images and all
-    "Whether most named images are of people of whom `how` holds."
+def mostly(split, of_whom) -> bool:  # of_whom(named, all_of): of each one, named images and all
+    "Whether most named images are of people of whom this holds."
     if split.forget.identities is None: return False
     gone, kept = (part.identities.cpu().numpy() for part in (split.forget, split.retain))
     who, at, named = np.unique(gone, return_inverse=True, return_counts=True)
     all_of = named + np.array([np.sum(kept == p) for p in who])
-    return bool(np.mean(how(named, all_of)[at]) >= 0.5)
+    return bool(np.mean(of_whom(named, all_of)[at]) >= 0.5)
 
 def whole_people(split) -> bool:
     "Whether most named images are of people with several images, of which most are named."
-    return most_people(split, lambda named, all_of: (2 * named > all_of) & (all_of > 1))
+    return mostly(split, lambda named, all_of: (2 * named > all_of) & (all_of > 1))
 
 # %% ../nbs/94_auto.ipynb #7ecc1156
 def _people(split, rng):
@@ -217,17 +218,17 @@ DELETING = ("soft_unseen", "gradient_surgery", "finetune")
 RELABELLING = ("random_labels", "gradient_surgery", "finetune")
 
 # %% ../nbs/94_auto.ipynb #9401b002
-NO_RATE = "{} has no range of a rate, at which a search begins: give lr, or erase_lr, log(low, high)"
+NO_RATE = "{} has no range of a rate, at which a search begins: give lr, or erase_lr, one, as log(0.02, 1.)"
 NO_DEFAULT = "{}'s function has no default of {}: give it one, with which a search begins"
 
 def add_method(method: str, make, **ranges):
-    "Let a function of a budget and of numbers be searched, in these ranges of its numbers. `ValueError`: it cannot be."
+    "Let a function of a budget and of numbers be searched, in these ranges. `ValueError`: it cannot be."
     if not isinstance(ranges.get("erase_lr", ranges.get("lr")), FloatDistribution):
         raise ValueError(NO_RATE.format(method))
     defaults = {p.name for p in inspect.signature(make).parameters.values() if p.default is not p.empty}
     if bare := [name for name in ranges if name not in defaults]:
         raise ValueError(NO_DEFAULT.format(method, bare[0]))
-    RANGES[method], WITHIN[method] = ranges, make if hasattr(make, "__wrapped__") else priced(make)
+    RANGES[method], WITHIN[method] = ranges, make if hasattr(make, "priced") else priced(make)
 
 # %% ../nbs/94_auto.ipynb #4790f02d
 def starts(method) -> list:
@@ -241,9 +242,9 @@ def told(method, model, split, unseen) -> dict:
     "What a method has to be told: the accuracy on images of these classes that were not learned."
     if method != "soft_unseen": return {}
     alike = of_classes(unseen, split.forget)  # a rare class is harder than all together
-    return dict(accuracy=float(right(model, alike if len(alike) >= FEWEST else unseen).mean()))
+    return dict(accuracy=float(right(model, alike if len(alike) >= FEW_ALIKE else unseen).mean()))
 
-FEWEST = 20  # of which a share says something
+FEW_ALIKE = 20  # from so many on, a share says something
 
 # %% ../nbs/94_auto.ipynb #db821f0a
 @contextmanager

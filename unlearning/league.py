@@ -16,7 +16,8 @@ import seaborn as sns
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-from .metrics.forget_quality import UNKNOWN, Interval, forget_quality, quality_interval
+from .metrics.forget_quality import (UNKNOWN, Interval, all_alike, forget_quality,
+                                               quality_interval)
 from .metrics.klom import klom_95
 from .metrics.membership_inference import PAPER_ATTACKS
 from .metrics.memory_left import (LEAST, MemoryLeft, by_image, memory_left, side_effect,
@@ -371,6 +372,7 @@ def _ceiling(results, row, pair) -> float:
 def _quality(results, row) -> dict:
     "F by the paper's protocol; fewer than four networks give no interval."
     pair = [results.answers[m].confidence["forget"] for m in (row, "retrain")]
+    if all_alike(pair[0]): return {"F ↑": UNKNOWN, "F / ceiling, % ↑": np.nan}
     few = min(map(len, pair)) < LEAST
     F = (Interval(forget_quality(*pair, permutations=0).F, np.nan, np.nan) if few
          else quality_interval(*pair))

@@ -307,7 +307,7 @@ ONE_LINE = ("{}, {}, has a cell of several lines: is a quote not closed there? "
             "Put each image on one line")
 
 def rows_of(text: str, origin, known=()) -> list:  # (place, cells)
-    "The rows of a table with commas, semicolons or tabs, without empty ones and comments. One that names an image of `known` is none."
+    "The rows of a table with commas, semicolons or tabs, without empty ones and comments. A line that names an image of `known` is no comment."
     text = re.sub(r"\r\n?", "\n", text)
     header = next((line for line in text.split("\n")
                    if line.strip() and not line.startswith("#")), "")
@@ -428,7 +428,7 @@ FORMS = (by_count, by_share, by_name, by_class, by_path, by_file, by_positions)
 def positions(forget, source: Source, seed: int = 0) -> np.ndarray:  # int64, sorted
     "Where in the training set the images lie that a request names. `ValueError` lists the ways to name them."
     with with_ways():
-        if hasattr(forget, "iloc") and hasattr(forget, "columns"):  # a DataFrame
+        if hasattr(forget, "iloc") and len(getattr(forget, "columns", ())):  # a DataFrame
             raise ValueError("forget is a table: pass a column of it, "
                              f"such as table[{forget.columns[0]!r}]")
         forget = list(forget) if isinstance(forget, Iterator) else forget
@@ -805,7 +805,7 @@ def with_truth(
     path,                  # of the list (.csv or .tsv): images, as in any forget file, and their true labels
     column: str = "true",  # the one with the labels: names or numbers of classes
 ) -> Source:
-    "The data set, knowing the true labels that are listed; without one, the given label is as good as true. `ValueError` names a wrong line."
+    "The data set, knowing the true labels that are listed; of others the given one counts as true. `ValueError`: a line."
     given = source.train.labels
     truth = (given if source.train.truth is None else source.train.truth).clone()
     for i, text, place in listed(source, path, column):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUMS', 'SIGNATURES', 'FORBIDDEN', 'LARGEST', 'LONGEST', 'make_key', 'read_key', 'keyed', 'key_id', 'data_fingerprint',
            'make_manifest', 'find', 'weights_fingerprint', 'check_name', 'files_in', 'refuse_taken', 'hand_over',
-           'read_sums', 'differences', 'Predecessor', 'predecessor', 'listed', 'listed_names']
+           'read_sums', 'differences', 'Predecessor', 'predecessor', 'listed_shapes', 'listed', 'listed_names']
 
 # %% ../nbs/93_manifest.ipynb #c135e9d6
 import ctypes, hashlib, hmac, json, os, re, secrets, shutil, sys, unicodedata, uuid, warnings
@@ -460,6 +460,10 @@ def _named(earlier: Predecessor, key) -> list:
     return before if wrong else [manifest, *before]
 
 # %% ../nbs/93_manifest.ipynb #93c00002
+def listed_shapes(earlier: Predecessor, key: bytes) -> set:
+    "Of what shapes the images were that it, or those before it, named."
+    return {tuple(m["shape"]) for m in _named(earlier, key)}
+
 def _hashes(manifests, field) -> list:  # (request, hashes)
     return [(m["request"], {i[field] for i in m["items"] if i["part"] == "forget"}) for m in manifests]
 
@@ -468,7 +472,7 @@ def listed(
     key: bytes,
     images: Images,
 ) -> np.ndarray:  # bool, one for each image
-    "Which of these images it, or one before it, named for removal, by their pixels. `ValueError`: another key, or changed."
+    "Which of these images it, or one before it, named, by their pixels. `ValueError`: another key, or changed."
     gone = _hashes(_named(earlier, key), "content")
     each = (x for some in images.in_parts() for x in some.cpu())
     return np.array([any(_content(key, request, x) in those for request, those in gone)
@@ -476,7 +480,7 @@ def listed(
 
 # %% ../nbs/93_manifest.ipynb #93c00001
 def listed_names(earlier: Predecessor, key: bytes, names) -> np.ndarray:  # bool, one for each name
-    "Which of these names of training images it, or one before it, named for removal, whatever their pixels are now."
+    "Which of these names of training images it, or one before it, named, whatever their pixels are now."
     gone = _hashes(_named(earlier, key), "name")
     return np.array([any(_name(key, request, "train", name) in those for request, those in gone)
                      for name in names], dtype=bool)

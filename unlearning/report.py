@@ -22,7 +22,7 @@ import pandas as pd
 import seaborn as sns
 from .files import write_whole
 from .metrics.membership_inference import PAPER_ATTACKS, mia_gaps
-from .metrics.forget_quality import PROTOCOLS, forget_quality
+from .metrics.forget_quality import PROTOCOLS, all_alike, forget_quality
 from .metrics.separation import separation
 from .study import CONTROL, Results
 
@@ -592,7 +592,8 @@ def _half(results, groups, rng) -> pd.DataFrame:
     sure = {m: results.answers[m].confidence["forget"][at]
             for m, at in drawn.items() if m != "original"}
     retrained, attacks = sure.pop("retrain"), list(PAPER_ATTACKS)
-    F = {m: forget_quality(s, retrained, permutations=0).F for m, s in sure.items()}
+    F = {m: forget_quality(s, retrained, permutations=0).F
+         for m, s in sure.items() if not all_alike(s)}
     t = pd.DataFrame({m: groups[m].iloc[at][["RA", *attacks]].mean() for m, at in drawn.items()}).T
     gaps = (t[attacks] - t.loc["retrain", attacks]).abs().mean(axis=1)
     return t.assign(mean_gap=gaps, F_paper=pd.Series(F))

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['PREPARED', 'UNTOLD', 'FEWEST_TEST', 'COARSE', 'RARE', 'ALLOW_LESS', 'NO_REFERENCE', 'ALONE', 'UNTAUGHT', 'UNEXPORTED',
-           'GONE', 'BACK', 'RENAMED', 'TAUGHT', 'NO_UNSEEN', 'NEARLY', 'SOME', 'ALIKE_BY_NATURE', 'PEOPLE', 'KNOWN',
-           'BEFORE', 'FALLEN', 'MORE', 'COSTLY', 'NOT_REPAIRED', 'NOT_FOUND', 'BETTER', 'WORSE', 'AS_BEFORE', 'DOUBT',
-           'NOT_DECIDED', 'NO_SHARES', 'WEAK', 'NO_NETWORK', 'SAME', 'OTHER', 'POOR', 'ENOUGH_OF', 'NOT_SHOWN', 'ALIKE',
-           'OF_PEOPLE', 'OTHERS', 'SCHEMA', 'NOTHING_OF', 'OF_NAMES', 'by_name', 'build', 'loaded', 'evaluation',
-           'data_of', 'source_of', 'comparable_images', 'make_example', 'Request', 'unknown', 'set_apart',
-           'warn_coarse', 'warn_rare', 'study_of', 'refuse_untrainable', 'refuse_untaught', 'refuse_unexported', 'look',
-           'classes_gone', 'people_named', 'of_people', 'refuse_back', 'refuse_left', 'once', 'thumbnails', 'nearly',
-           'cases', 'looked_at', 'answers', 'values', 'judged', 'limits', 'finite', 'choose', 'run', 'accuracy_lost',
-           'is_right', 'paired', 'fallen', 'refusal', 'weigh', 'rank_rows', 'weigh_earlier', 'attack', 'share', 'said',
-           'told_wrong', 'weigh_labels', 'by_references', 'refer', 'refuse_alike', 'of_stay', 'refuse_poor',
-           'positions_kept', 'plain', 'utility', 'refuse_other', 'report', 'hand_over_request', 'ranks_figure',
-           'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs', 'run_request']
+           'GONE', 'BACK', 'OTHER_SHAPE', 'SAME_NAME', 'TAUGHT', 'NO_UNSEEN', 'NEARLY', 'SOME', 'ALIKE_BY_NATURE',
+           'PEOPLE', 'KNOWN', 'BEFORE', 'FALLEN', 'MORE', 'COSTLY', 'NOT_REPAIRED', 'NOT_FOUND', 'BETTER', 'WORSE',
+           'AS_BEFORE', 'DOUBT', 'NOT_DECIDED', 'NO_SHARES', 'WEAK', 'NO_NETWORK', 'SAME', 'OTHER', 'POOR', 'ENOUGH_OF',
+           'NOT_SHOWN', 'ALIKE', 'OF_PEOPLE', 'OTHERS', 'SCHEMA', 'NOTHING_OF', 'OF_NAMES', 'by_name', 'build',
+           'loaded', 'evaluation', 'data_of', 'source_of', 'comparable_images', 'make_example', 'Request', 'unknown',
+           'set_apart', 'warn_coarse', 'warn_rare', 'study_of', 'refuse_untrainable', 'refuse_untaught',
+           'refuse_unexported', 'look', 'classes_gone', 'people_named', 'of_people', 'refuse_back', 'refuse_left',
+           'once', 'thumbnails', 'nearly', 'cases', 'looked_at', 'answers', 'values', 'judged', 'limits', 'finite',
+           'choose', 'run', 'accuracy_lost', 'is_right', 'paired', 'fallen', 'refusal', 'weigh', 'rank_rows',
+           'weigh_earlier', 'attack', 'share', 'said', 'told_wrong', 'weigh_labels', 'by_references', 'refer',
+           'refuse_alike', 'of_stay', 'refuse_poor', 'positions_kept', 'plain', 'utility', 'refuse_other', 'report',
+           'hand_over_request', 'ranks_figure', 'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs',
+           'run_request']
 
 # %% ../nbs/95_request.ipynb #5aad3d4c
 import importlib.util, inspect, io, json, secrets, tempfile, time, warnings
@@ -41,7 +42,7 @@ from torchvision.transforms import v2
 
 # %% ../nbs/95_request.ipynb #dc489cbe
 from .activations import masks, place_masks
-from .auto import (MOST, Even, Found, auto, exceeds, halves, most_people, of_classes,
+from .auto import (MOST, Even, Found, auto, exceeds, halves, mostly, of_classes,
                              right, told, whole_people)
 from .check import Doubt, check, commonest
 from .datasets.folder import hidden
@@ -50,7 +51,7 @@ from .datasets.yours import PlainFolder, from_dataset
 from .ensemble import Store, architecture, describe, environment, hash_of
 from .images import Images, Split, batches, copy_hashes, spread_out
 from .load import gone_classes
-from .manifest import (Predecessor, check_name, hand_over, listed, listed_names,
+from .manifest import (Predecessor, check_name, hand_over, listed, listed_names, listed_shapes,
                                  make_manifest, refuse_taken, weights_fingerprint)
 from .methods.activation_pruning import PruneActivations
 from .methods.budget import WITHIN, Budget, TooDear, numbers_used
@@ -471,14 +472,16 @@ def people_named(split) -> dict | None:
 
 def of_people(split) -> bool:
     "Whether most named images are of people with other training images, named or not."
-    return most_people(split, lambda named, all_of: all_of > 1)
+    return mostly(split, lambda named, all_of: all_of > 1)
 
 # %% ../nbs/95_request.ipynb #bac4be01
 GONE = ("of {} no training image is left: test accuracy counts them, "
         "and a network retrained without them would lose them, too")
 BACK = ("{} retained images ({}) are named in request {}, or in one before it, "
         "and would be taught again: take them out of train, or list them as `earlier`")
-RENAMED = ("{} retained images ({}) have names of images that request {}, or one before it, named, "
+OTHER_SHAPE = ("request {}, or one before it, was about images of another shape, {}: without paths, "
+               "whether they are back in train cannot be seen")
+SAME_NAME = ("{} retained images ({}) have names of images that request {}, or one before it, named, "
            "and other pixels: are they back, in another size or decoded otherwise? "
            "They would be taught again")
 TAUGHT = ("{} retained images ({}) are identical to named ones and have the same label, "
@@ -498,10 +501,12 @@ def refuse_back(r, key, paths=None):
     kept, earlier = r.split.retain, r.follows
     if (back := listed(earlier, key, kept)).any():
         raise ValueError(BACK.format(back.sum(), _some(kept, back, paths), earlier.request))
+    shapes = listed_shapes(earlier, key) - {tuple(kept.shape)}
+    if paths is None and shapes: warnings.warn(OTHER_SHAPE.format(earlier.request, *shapes), Doubt)
     if paths is None: return
     back = listed_names(earlier, key, [paths[i] for i in kept.indices.tolist()])
     if back.any():
-        warnings.warn(RENAMED.format(back.sum(), _some(kept, back, paths), earlier.request), Doubt)
+        warnings.warn(SAME_NAME.format(back.sum(), _some(kept, back, paths), earlier.request), Doubt)
 
 # %% ../nbs/95_request.ipynb #95c00007
 def _refuse_copies(r, paths):
@@ -664,9 +669,9 @@ def run(r: Request) -> pd.Series:
     seconds = time.perf_counter() - start
     r.after, _ = answers(r, r.unlearned)
     drop, training = accuracy_lost(r), r.training.epochs * len(r.split.retain)
-    lost_classes = fallen(r)
-    for words in lost_classes: warnings.warn(words, Doubt)
-    r.facts["cost"] = dict(seconds=round(seconds, 1), fallen=lost_classes,
+    words = fallen(r)
+    for sentence in words: warnings.warn(sentence, Doubt)
+    r.facts["cost"] = dict(seconds=round(seconds, 1), fallen=words,
                            percent=round(100 * r.found.recipe.images(r.split) / training, 1),
                            percent_of_search=round(100 * r.found.passes / training, 1),
                            accuracy_lost=plain(drop), allowed=r.max_test_drop,
@@ -693,7 +698,7 @@ def paired(before, after) -> Interval:  # whether each image is right, twice
 FALLEN = ("Of the class {} the network was right on {:.0f} % of {} held-out test images, "
           "and now is on {:.0f} %.")
 
-MORE = "So it is with {} more classes, see the accuracy by class."
+MORE = "More classes fell like that: {}; see the accuracy by class."
 
 def fallen(r: Request) -> list:
     "In words, classes that lost more than `COLLAPSE` points, and not by chance; the worst first."

@@ -39,7 +39,8 @@ from .load import gone_classes
 from .ensemble import (ROW, Store, Task, Unfit, architecture, claim, describe, hash_of,
                                  progress_bar, raise_errors, run_tasks, unwritable, whole)
 from .metrics.accuracy import accuracy
-from .metrics.forget_quality import PROTOCOLS, forget_quality, statistic, total_score
+from .metrics.forget_quality import (PROTOCOLS, all_alike, forget_quality, statistic,
+                                               total_score)
 from .metrics.membership_inference import svc_mia
 from .metrics.separation import separations
 from .models import (NETWORKS, create_model, drawn_anew, own_tensor, reset_modules,
@@ -645,7 +646,8 @@ def forget_qualities(study, networks, statistics) -> pd.DataFrame:
     "The F-score of each method under both protocols, with its ceiling and the total score."
     mean = networks.groupby("method")[["RA", "TA"]].mean()
     # one network has no distribution, and neither have many that are the same
-    several = {m: v for m, v in statistics.items() if m != "retrain" and np.ptp(v, axis=0).any()}
+    several = {m: v for m, v in statistics.items()
+               if m != "retrain" and len(v) > 1 and not all_alike(v)}
     rows = [row for m, v in several.items()
             for row in _qualities(m, v, study, mean, statistics["retrain"])]
     return pd.DataFrame(rows, columns=["method", "protocol", "F", "ceiling", "ceiling_sd", "total"])
@@ -755,15 +757,15 @@ def separation_of(records) -> pd.DataFrame:
                          for r in records])
 
 # %% ../nbs/81_study.ipynb #81f00002
-FOREIGN = ("{} measurements, {} for one, are of other networks of the same names, such as another machine "
-           "makes: they are deleted, and run_study makes them anew")
+FOREIGN = ("{} measurements, {} for one, are of other networks of the same names, such as another "
+           "machine makes: they are deleted now; call run_study once more")
 
 def refuse_foreign(records, measured, store):
     "`ValueError`: accuracies that were measured are not those of the answers."
     def is_of(r): return all(abs(r.row[name] - 100 * r.correct[part].mean()) < 1e-6
                              for part, name in PARTS.items())
     odd = [store.path(measured[r.task]) for r in records if not is_of(r)]
-    for path in odd: path.unlink()
+    for path in odd: path.unlink(missing_ok=True)
     if odd: raise ValueError(FOREIGN.format(len(odd), odd[0].name))
 
 # %% ../nbs/81_study.ipynb #fc262e94

@@ -112,9 +112,10 @@ def priced(make):
     "The same function, with as many turns as the budget allows."
     @wraps(make)
     def fitting(budget, **numbers): return make(budget, **turns_that_fit(make, budget, numbers))
+    fitting.priced = True
     return fitting
 
-def _named(make):
+def _method(make):  # in `WITHIN`
     name = make.__name__.removeprefix("within_")
     WITHIN[name] = priced(make)
     return WITHIN[name]
@@ -137,57 +138,57 @@ def _two_optimizers(b: Budget, lr, erase_lr) -> dict:  # as `dual` takes them
                 retain=dict(lr=b.training.lr * lr))
 
 # %% ../../nbs/methods/68_budget.ipynb #f807252a
-@_named
+@_method
 def within_finetune(b, lr=1., batch=0.5):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: finetune(repair=repair(n)))
 
 # %% ../../nbs/methods/68_budget.ipynb #3ce5ba21
-@_named
+@_method
 def within_random_labels(b, lr=1., batch=0.5, erase_lr=0.005, passes=1):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: random_labels(erase=_erase(b, erase_lr, passes), repair=repair(n)))
 
-@_named
+@_method
 def within_boundary(b, lr=1., batch=0.5, erase_lr=0.002, passes=1, bound=0.1):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: boundary(
         bound=bound, erase=_erase(b, erase_lr, passes), repair=repair(n)))
 
-@_named
+@_method
 def within_scrub(b, lr=0.3, batch=0.5, erase_lr=2e-4, alpha=0.1, rounds=1):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: scrub(
         alpha=alpha, gamma=1., erase=_erase(b, erase_lr), repair=repair(n), rounds=rounds))
 
 # %% ../../nbs/methods/68_budget.ipynb #233feed4
-@_named
+@_method
 def within_soft_relabeling(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=1, temperature=4.):
     repair = _repair(b, lr, batch)
     erase = _erase(b, erase_lr, passes)
     return b.spend(lambda n: soft_relabeling(
         temperature=temperature, erase=erase, repair=repair(n)))
 
-@_named
+@_method
 def within_gradient_surgery(b, lr=1., batch=0.5, erase_lr=0.002, passes=1, l1=1e-7):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: gradient_surgery(
         erase=_erase(b, erase_lr, passes), repair=repair(n), l1=l1))
 
-@_named
+@_method
 def within_activation_pruning(b, lr=0.5, batch=0.5, last=0.9):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: activation_pruning(last=last, repair=repair(n), rounds=1))
 
 # %% ../../nbs/methods/68_budget.ipynb #8ab5f86a
-@_named
+@_method
 def within_surgery_dual(b, lr=0.1, batch=0.5, erase_lr=1e-4, rounds=4):
     repair = _repair(b, 1., batch)
     fixed = dict(erase=dict(batch_size=b.training.batch_size), rounds=rounds,
                  **_two_optimizers(b, lr, erase_lr))
     return b.spend(lambda n: surgery_dual(repair=repair(n / rounds), **fixed))
 
-@_named
+@_method
 def within_soft_witness(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=2, temperature=4., learned=0.3):
     "`learned`: the part of the budget in which the witness learns."
     repair, epochs = _repair(b, lr, batch), learned * b.share * b.training.epochs
@@ -196,7 +197,7 @@ def within_soft_witness(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=2, temperatu
     return b.spend(lambda n: soft_witness(repair=repair(n), **fixed))
 
 # %% ../../nbs/methods/68_budget.ipynb #a091ed76
-@_named
+@_method
 def within_soft_unseen(b, lr=0.1, batch=0.5, erase_lr=0.1, passes=4,
                        push=1.5, spread=1.2, accuracy=0.7):
     "`accuracy`: of such a network, on images that it has not learned; 0.7 is a fifth of CIFAR-10's: tell yours."
@@ -207,90 +208,90 @@ def within_soft_unseen(b, lr=0.1, batch=0.5, erase_lr=0.1, passes=4,
     return b.spend(lambda n: soft_unseen(repair=repair(n), **fixed))
 
 # %% ../../nbs/methods/68_budget.ipynb #fd148372
-@_named
+@_method
 def within_reinit(b, lr=0.5, batch=0.5, share=0.3):
     repair = _repair(b, lr, batch)
     kept = dict(kept=1.) if b.training.optimizer == "adamw" else {}  # which slows no weight by its gradient
     return b.spend(lambda n: reinit(share=share, repair=repair(n), **kept))
 
-@_named
+@_method
 def within_contrast(b, lr=0.5, batch=1., rounds=2):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: contrast(rounds=rounds, repair=repair(n / rounds)))
 
-@_named
+@_method
 def within_noise(b, lr=0.5, batch=0.5, std=0.6):
     repair = _repair(b, lr, batch)
     # a quarter, as published
     return b.spend(lambda n: noise(std=std, repair=repair(n), last=n / 4))
 
 # %% ../../nbs/methods/68_budget.ipynb #0a3e7677
-@_named
+@_method
 def within_prune_reset(b, lr=0.5, batch=0.5, share=0.9):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: prune_reset(share=share, repair=repair(n)))
 
-@_named
+@_method
 def within_transpose(b, lr=0.5, batch=0.5):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: transpose(repair=repair(n)))
 
-@_named
+@_method
 def within_reset_distill(b, lr=0.5, batch=0.5, temperature=5.):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: reset_distill(
         temperature=temperature, warmup=repair(n / 2), repair=repair(n / 2)))
 
 # %% ../../nbs/methods/68_budget.ipynb #0b2e8053
-@_named
+@_method
 def within_l1_sparse(b, lr=0.5, batch=0.5, l1=5e-4):
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: l1_sparse(l1=l1, repair=repair(n)))
 
-@_named
+@_method
 def within_salun(b, lr=0.5, batch=0.5, erase_lr=0.013, share=0.5, epochs=2):
     repair, erase = _repair(b, lr, batch), _erase(b, erase_lr, weight_decay=5e-4)
     return b.spend(lambda n: salun(
         share=share, epochs=epochs, erase=erase, repair=repair(n / epochs)))
 
 # %% ../../nbs/methods/68_budget.ipynb #c378a2c1
-@_named
+@_method
 def within_neggrad_plus(b, erase_lr=0.01, alpha=0.95):
     return b.spend(lambda n: neggrad_plus(alpha=alpha, erase=_erase(b, erase_lr, n)), whole=True)
 
-@_named
+@_method
 def within_bad_teacher(b, erase_lr=1e-4, temperature=1.):
     return b.spend(lambda n: bad_teacher(
         temperature=temperature, erase=dict(lr=erase_lr, passes=n)), whole=True)
 
 # %% ../../nbs/methods/68_budget.ipynb #84e6e5c5
-@_named
+@_method
 def within_amun(b, lr=0.5, batch=0.5, steps=2, radii=3):
     "Few steps of the attack, from a wide radius on: each step is more than an image pass for every forget image."
     repair = _repair(b, lr, batch)
     return b.spend(lambda n: amun(steps=steps, bound=0.5, radii=radii, repair=repair(n)))
 
 # %% ../../nbs/methods/68_budget.ipynb #baf33eee
-@_named
+@_method
 def within_dual_scrub(b, lr=0.1, batch=0.5, erase_lr=1e-4, alpha=0.5, rounds=2):
     repair = _repair(b, 1., batch)
     fixed = dict(alpha=alpha, rounds=rounds, **_two_optimizers(b, lr, erase_lr))
     return b.spend(lambda n: dual_scrub(repair=repair(n / rounds), **fixed))
 
-@_named
+@_method
 def within_dual_salun(b, lr=0.1, batch=0.5, erase_lr=1e-4, share=0.5, epochs=2):
     repair = _repair(b, 1., batch)
     fixed = dict(share=share, epochs=epochs, **_two_optimizers(b, lr, erase_lr))
     return b.spend(lambda n: dual_salun(repair=repair(n / epochs), **fixed))
 
 # %% ../../nbs/methods/68_budget.ipynb #fdffc00b
-@_named
+@_method
 def within_sfron(b, erase_lr=0.01, alpha=25., retain_steps=5):
     fixed = dict(alpha=alpha, retain_steps=retain_steps, looked=len(b.split.forget))
     return b.spend(
         lambda n: sfron(erase=_erase(b, erase_lr, n, schedule="cosine"), **fixed), whole=True)
 
-@_named
+@_method
 def within_ssd(b, alpha=10., bound=1.):
     "One look at forget and, as far as the budget goes, at the rest; no training."
     return b.spend(

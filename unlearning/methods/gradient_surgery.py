@@ -51,7 +51,7 @@ class ElasticNet(Constraint):
 
 @dataclass(frozen=True)
 class MeanElasticNet(ElasticNet):
-    "The same of each tensor's *mean* |θ|, as in the paper's repository: on a weight of a large tensor it hardly pulls."
+    "The same of each tensor's *mean* |θ|, as in the paper's repository: on a large tensor it hardly pulls."
     def penalty(self, run): return self.l1 * sum(p.abs().mean() for p in run.params)
 
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #83dd5afd

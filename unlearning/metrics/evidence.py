@@ -250,7 +250,7 @@ def class_auc(
     (s, y), (t, z) = _part("values", values, classes), _part("others", others, other_classes)
     parts = _by_class(s[None], y, t[None], z, y if like is None else as_array(like))
     rng, value = np.random.default_rng(seed), _class_auc(parts)[0]
-    n, drawn = sum(p.own.shape[1] for p in parts), _bootstrap(parts, draws, rng)[0]
+    n, drawn = sum(p.own.shape[1] for p in parts), _bootstrap(parts, draws, rng)[0].clip(0, 100)
     auc = (Interval(float(value), 0., 100.) if _unsure(parts)
            else _interval(value, drawn, _tail(_size(parts))))
     p, *spread = _test(parts, draws, rng)
@@ -302,7 +302,7 @@ def trace_left(
     t, z = _both("unseen", unseen_before, unseen_after, unseen_classes)
     parts = _by_class(s, y, t, z, y)
     (b, a), drawn = (_class_auc(parts) - 50,
-                     _bootstrap(parts, draws, np.random.default_rng(seed)) - 50)
+                     _bootstrap(parts, draws, np.random.default_rng(seed)).clip(0, 100) - 50)
     if _unsure(parts) or np.quantile(drawn[0], tail := _tail(_size(parts))) <= 0: return UNKNOWN
     return _interval(100 * a / b, 100 * drawn[1] / np.maximum(drawn[0], 1e-9), tail)
 

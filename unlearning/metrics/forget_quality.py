@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ATTACKS', 'PROTOCOLS', 'UNKNOWN', 'statistic', 'epsilon_table', 'single', 'interval', 'gaussian', 'epsilons',
-           'Protocol', 'image_scores', 'ForgetQuality', 'forget_quality', 'Interval', 'quality_interval', 'total_score']
+           'Protocol', 'image_scores', 'ForgetQuality', 'all_alike', 'forget_quality', 'Interval', 'quality_interval',
+           'total_score']
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #f74e1444
 from collections.abc import Callable
@@ -170,6 +171,10 @@ def _as_protocol(protocol):
     raise ValueError(f"protocol is {protocol!r}: expected one of {', '.join(PROTOCOLS)}")
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #190ba337
+def all_alike(values) -> bool:  # (K, n)
+    "Whether several networks answer (next to) the same, as edits without randomness do: they have no distribution."
+    return len(values) > 1 and bool(np.mean(np.ptp(values, axis=0) < 1e-3) > 0.5)
+
 def forget_quality(
     unlearned,            # (K_U, n) `statistic` of each unlearned network on the forget set
     retrained,            # (K_R, n) the same of each retrained network
