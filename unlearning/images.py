@@ -84,6 +84,11 @@ class Pixels:
         "Pixels at positions `idx` (a tensor or a slice), len(idx) × C × H × W: uint8, or float32 in [0, 1]."
         return self.source[idx if self.rows is None else self.rows[idx]]
 
+    def in_parts(self):
+        "All pixels, some thirty million values at a time."
+        every = torch.arange(len(self), device=self.device)
+        return (self.take(at) for at in in_parts(every, self.shape))
+
     @property
     def images(self): return self.take(slice(None))
     @property
@@ -118,11 +123,6 @@ class Images(Pixels):
     truth: torch.Tensor | None = None       # int64, N: the true labels, where the data set knows them
 
     def __len__(self): return len(self.labels)
-
-    def in_parts(self):
-        "All pixels, some thirty million values at a time."
-        every = torch.arange(len(self), device=self.device)
-        return (self.take(at) for at in in_parts(every, self.shape))
 
     def __getitem__(self, idx) -> "Images":
         "The images at positions `idx` (a list, an array or a slice). No pixel is copied."

@@ -307,7 +307,7 @@ ONE_LINE = ("{}, {}, has a cell of several lines: is a quote not closed there? "
             "Put each image on one line")
 
 def rows_of(text: str, origin, known=()) -> list:  # (place, cells)
-    "The rows of a table with commas, semicolons or tabs, without empty ones and comments. A line that names an image of `known` is no comment."
+    "Rows of a table with commas, semicolons or tabs, without comments, which is none that names an image of `known`."
     text = re.sub(r"\r\n?", "\n", text)
     header = next((line for line in text.split("\n")
                    if line.strip() and not line.startswith("#")), "")
@@ -785,8 +785,8 @@ def wrong_labels(
     return replace(made, val=split.val)
 
 # %% ../nbs/19_load.ipynb #5c921d36
-def listed(source: Source, path, column: str) -> list:  # (position in train, what the column says, place in the file)
-    "A list of images (.csv or .tsv) with a column that says something of them. `ValueError`: it is not there, or empty."
+def listed(source: Source, path, column: str) -> list:  # (position in train, what is said, place in the file)
+    "A list of images (.csv, .tsv) with a column that says something of them. `ValueError`: it is not there, or empty."
     at, path = by_file(path, source, 0), Path(os.path.expanduser(path))
     (_, header), *rows = rows_of(read_text(path), path, source.paths and known_paths(source))
     if (names := [name.strip() for name in header]).count(column) != 1:
@@ -805,7 +805,7 @@ def with_truth(
     path,                  # of the list (.csv or .tsv): images, as in any forget file, and their true labels
     column: str = "true",  # the one with the labels: names or numbers of classes
 ) -> Source:
-    "The data set, knowing the true labels that are listed; of others the given one counts as true. `ValueError`: a line."
+    "The data set, knowing the listed true labels; of others the given one counts as true. `ValueError` names a line."
     given = source.train.labels
     truth = (given if source.train.truth is None else source.train.truth).clone()
     for i, text, place in listed(source, path, column):

@@ -407,24 +407,22 @@ UNTAUGHT = ("of {} of the {} named images the true label is not known, or the gi
             "recipe would teach them the given one: list those whose true label is known, "
             "or use another recipe")
 
+def _has(recipe, kind) -> bool:
+    return isinstance(recipe, Recipe) and any(isinstance(piece, kind) for piece in recipe.pieces())
+
 def refuse_untaught(r):
     "`ValueError` where a recipe that teaches true labels would teach wrong ones."
     gone = r.split.forget
-    if not r.wrong_labels or isinstance(r.recipe, str) or gone.truth is None: return
-    if not any(isinstance(piece, TrueLabels) for piece in r.recipe.pieces()): return
+    if not r.wrong_labels or gone.truth is None or not _has(r.recipe, TrueLabels): return
     if n := int((gone.truth == gone.labels).sum()): raise ValueError(UNTAUGHT.format(n, len(gone)))
 
 # %% ../nbs/95_request.ipynb #95c00002
 UNEXPORTED = ("masks go out as a program that torch.export writes, and it cannot write this network ({}): "
               "mend its forward, or use a recipe without activation pruning")
 
-def _prunes(recipe) -> bool:
-    if not isinstance(recipe, Recipe): return recipe == "activation_pruning"
-    return any(isinstance(piece, PruneActivations) for piece in recipe.pieces())
-
 def refuse_unexported(r):
     "`ValueError` where the recipe will place masks, and torch cannot export the network with them."
-    if not _prunes(r.recipe): return
+    if r.recipe != "activation_pruning" and not _has(r.recipe, PruneActivations): return
     x = next(batches(r.held_out[:2].to("cpu"), 2)).x
     with tempfile.TemporaryDirectory() as folder:
         net = place_masks(copy_network(unwrap(r.model)).cpu().eval(), x)
