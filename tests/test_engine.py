@@ -111,6 +111,12 @@ def assert_like(folder, whole):
     for path in whole.glob('measure-*'): assert scores(folder/path.name) == scores(path)
 
 
+def wait(until, seconds, every=0.05):
+    end = time.monotonic() + seconds
+    while not until() and time.monotonic() < end: time.sleep(every)
+    return until()
+
+
 # Kills
 
 def at_work(folder):
@@ -131,27 +137,31 @@ class Often(study_module.Maker):
 def test_ten_kills_change_nothing(tmp_path, nursery, whole):
     """SIGKILL for the whole process tree at ten random moments or more, one process or two workers: of each, some inside a network that has a checkpoint."""
     rng, folder, kills, checkpoints = random.Random(0), tmp_path/'0', 0, set()
-    while kills < 10 or len(checkpoints) < 2:
+    for attempt in range(60):
+        if kills >= 10 and checkpoints == {1, 2}: break
         folder.mkdir(exist_ok=True)
         before = {name: facts for name, facts in files(folder).items() if name.endswith('.safetensors')}
         jobs, claims = (min({1, 2} - checkpoints) if kills >= 10 else 2 if kills in (3, 7) else 1), at_work(folder)
+        began = lambda: at_work(folder) - claims
+        inside = lambda: any((folder/f'{name}.checkpoint').exists() for name, _ in began())
         nursery.start(f'study_module.Maker = Often; run(study({str(folder)!r}, jobs={jobs}))')
-        if jobs == 2:  # its workers take seconds to start
-            while not at_work(folder) - claims and os.path.exists(f'/proc/{nursery.children[0]}'): time.sleep(0.02)
-        time.sleep(rng.uniform(0, 0.3 * whole[1]))
+        gone = lambda: not os.path.exists(f'/proc/{nursery.children[0]}')
+        if jobs == 2: wait(lambda: began() or gone(), 120)  # its workers take seconds to start
+        if kills < 10: time.sleep(rng.uniform(0, 0.3 * whole[1]))
+        else: wait(lambda: inside() or gone(), 120, every=0.002)  # chance has not met one yet
         try: nursery.kill()
         except ProcessLookupError: pass
         killed = nursery.statuses() == [-signal.SIGKILL]
         kills += killed
-        began = at_work(folder) - claims
-        if killed and any((folder/f'{name}.checkpoint').exists() for name, _ in began): checkpoints.add(jobs)
+        if killed and inside(): checkpoints.add(jobs)
         assert before.items() <= files(folder).items()  # what was finished is as it was
         for path in folder.glob('*.safetensors'):
             if not path.name.startswith('split'): read_arrays(path)  # what has its name is whole
-        assert len(began) <= jobs
+        assert len(began()) <= jobs
         if not killed:
             assert_like(folder, whole[0])
-            folder = tmp_path/str(kills)
+            folder = tmp_path/str(attempt + 1)
+    assert kills >= 10 and checkpoints == {1, 2}
     results = run(study(folder))
     assert_like(folder, whole[0])
     assert results.quality.equals(run(study(whole[0])).quality)
@@ -778,12 +788,6 @@ def alive(pid):
     """Not gone, and not merely waiting for somebody to take notice."""
     try: return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
     except FileNotFoundError: return False
-
-
-def wait(until, seconds):
-    end = time.monotonic() + seconds
-    while not until() and time.monotonic() < end: time.sleep(0.05)
-    return until()
 
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks into /proc')

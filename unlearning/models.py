@@ -97,10 +97,11 @@ def create_model(
             memory_format=torch.channels_last)
 
 # %% ../nbs/20_models.ipynb #a6f0ce4e
-def _taps(inputs, outputs, kernel, stride, padding):
-    "Which row of a kernel lies where, outputs × inputs; None if some output does not see some input."
-    taps = torch.arange(inputs) + padding - stride * torch.arange(outputs)[:, None]
-    return taps if ((taps >= 0) & (taps < kernel)).all() else None
+def _first_taps(inputs, kernel, stride, padding):
+    "Where in a kernel an axis of the inputs begins, for each output; None if one does not see them all."
+    outputs = (inputs + 2 * padding - kernel) // stride + 1
+    first = [padding - stride * o for o in range(outputs)]
+    return first if all(0 <= f <= kernel - inputs for f in first) else None
 
 def _with_bias(y, bias):  # N × H × W × C -> N × C × H × W
     return (y if bias is None else y + bias).permute(0, 3, 1, 2)
@@ -113,14 +114,12 @@ def as_product(x, weight, bias, stride, padding):
     "`F.conv2d` (one group, no dilation) as a matrix product; None where an output sees some, but not all."
     (n, c, *inputs), kernel = x.shape, weight.shape[2:]
     if (*kernel, *padding) == (1, 1, 0, 0): return _at_each_position(x, weight, bias, stride)
-    outputs = [(i + 2 * p - k) // s + 1 for i, k, s, p in zip(inputs, kernel, stride, padding)]
-    taps = [_taps(*sizes) for sizes in zip(inputs, outputs, kernel, stride, padding)]
-    if any(t is None for t in taps): return None
-    for axis, t in enumerate(taps): weight = weight.index_select(2 + axis, t.flatten())
-    placed = weight.unflatten(3, taps[1].shape).unflatten(2, taps[0].shape)  # O C Ho Hi Wo Wi
-    matrix = placed.permute(2, 4, 0, 3, 5, 1).flatten(3).flatten(0, 2)
+    rows, columns = map(_first_taps, inputs, kernel, stride, padding)
+    if rows is None or columns is None: return None
+    seen = [weight[:, :, r:r + inputs[0], k:k + inputs[1]] for r in rows for k in columns]
+    matrix = torch.stack(seen).permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)
     y = x.permute(0, 2, 3, 1).flatten(1) @ matrix.T  # channels last, as they lie
-    return _with_bias(y.view(n, *outputs, -1), bias)
+    return _with_bias(y.view(n, len(rows), len(columns), -1), bias)
 
 # %% ../nbs/20_models.ipynb #2f78ce97
 ATTENTIONS = {F.scaled_dot_product_attention: -2, F.multi_head_attention_forward: 0}  # the axis of tokens
