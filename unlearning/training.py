@@ -52,13 +52,10 @@ PAPER_TRAINING = Training(epochs=30, batch_size=512, optimizer="adamw", lr=1e-3,
 # %% ../nbs/23_training.ipynb #e612ad28
 def make_optimizer(params, settings):
     "The optimizer that `settings` (a Training, or a phase of unlearning) describes. `ValueError` on an unknown name."
-    params, momentum = list(params), settings.momentum
-    # one pass over the memory instead of several, which is most of a step on small batches
-    fused = all(p.is_floating_point() for p in params)
-    some = dict(lr=settings.lr, weight_decay=settings.weight_decay, fused=fused)
+    lr, decay, momentum = settings.lr, settings.weight_decay, settings.momentum
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(params, momentum=momentum, nesterov=momentum > 0, **some)
-    if settings.optimizer == "adamw": return torch.optim.AdamW(params, **some)
+        return torch.optim.SGD(params, lr, momentum, weight_decay=decay, nesterov=momentum > 0)
+    if settings.optimizer == "adamw": return torch.optim.AdamW(params, lr, weight_decay=decay)
     raise ValueError(f"unknown optimizer {settings.optimizer!r}: use 'sgd' or 'adamw'")
 
 # %% ../nbs/23_training.ipynb #a3c2a412
