@@ -68,11 +68,14 @@ site: $(READY)  ## the web site of all pages, from the outputs that are committe
 	@$(BIN)/python nbs/site/build.py _site
 	@echo "Open _site/index.html, or serve the folder (search needs that): $(BIN)/python -m http.server -d _site"
 
+# A test that hangs is ended after half an hour, and named.
+PYTEST := -m pytest -q -rs -n $(WORKERS) --dist worksteal --durations 10 --timeout 1800 -o empty_parameter_set_mark=fail_at_collect
+
 test: $(READY)  ## one pytest run over the notebooks and tests/, but for twelve experiments, a request and the site, the longest
-	@$(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal --durations 10 -o empty_parameter_set_mark=fail_at_collect -m "not slow"
+	@$(BIN)/python $(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## those too, as continuous integration does
-	@$(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist worksteal --durations 10 -o empty_parameter_set_mark=fail_at_collect
+	@$(BIN)/python $(PYTEST)
 
 # $(call regenerate,folder of programs), in the current folder. nbdev exports nothing while IN_TEST is set.
 regenerate = unset IN_TEST && $(1)/nbdev_export && $(1)/nbdev_clean && $(1)/python nbs/readme.py
