@@ -1,4 +1,5 @@
 """Every recipe, whole: each phase changes what it should and nothing else. Then the pieces, against plain references."""
+import copy
 import itertools
 import re
 from dataclasses import dataclass, replace
@@ -10,7 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
+from test_rivals import RIVALS
 from unlearning.activations import masks, watch_activations
 from unlearning.images import Images, batches
 from unlearning.load import load_split
@@ -445,6 +448,21 @@ def test_no_image_is_left_for_a_batch_alone(forget, sizes):
 
 
 # The pages
+
+@pytest.mark.parametrize('recipe', [r for name, r in ALL.items() if name.startswith('digits')] + [*RIVALS.values()], ids=lambda r: r.name)
+def test_a_network_in_double_precision_unlearns_in_it(recipe, original, split):
+    """The gradients that arrive at its logits are no float32 numbers, and what comes of 1e-13 stays as small."""
+    full, ends = [], []
+    def watch(module, inputs, out):
+        if isinstance(module, nn.Linear) and out.requires_grad: out.register_hook(lambda g: full.append((g != g.float()).any().item()))
+    for push in (0, 1e-13):
+        net = copy.deepcopy(original).double()
+        with torch.no_grad(): [p.mul_(1 + push) for p in net.parameters()]
+        with register_module_forward_hook(watch):
+            ends.append([t.double() for t in unlearn(net, split, recipe, seed=3).state_dict().values()])
+    apart = max((a - b).abs().max().item() for a, b in zip(*ends))
+    assert full and all(full) and 0 < apart < 1e-9
+
 
 def test_the_page_of_recipes_names_every_method():
     """As its reader sees it: each page of a method is linked from the table, with what it is made of."""

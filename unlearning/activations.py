@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
-from .models import copy_network, follow_dtype, unwrap
+from .models import at_least_float32, copy_network, follow_dtype, unwrap
 
 # %% ../nbs/21_activations.ipynb #cc518389
 class Mask(nn.Module):
@@ -552,7 +552,7 @@ def _same(a, b):
 def _pulls(net, out):
     "How the answers pull at each parameter; nothing where no gradient arrives (`no_grad` in a forward, say)."
     found, params = _tensors(out, graph=True), [p for p in net.parameters() if p.requires_grad]
-    value = sum(t.float().square().sum() for t in found if t.requires_grad)
+    value = sum(at_least_float32(t).square().sum() for t in found if t.requires_grad)
     if not torch.is_tensor(value): return []
     try: pulls = torch.autograd.grad(value, params, allow_unused=True)
     except RuntimeError: return []  # a checkpoint that allows backward() only

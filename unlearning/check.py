@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from .images import Batch, Split, batches, spread_out
-from .models import copy_network, leaves, outputs, unwrap
+from .models import at_least_float32, copy_network, leaves, outputs, unwrap
 from .training import (deterministic, eval_mode, logits, percent_right,
                                  refuse_unreached, train_mode)
 from .weights import refuse_lazy
@@ -57,7 +57,7 @@ def refuse_batch(model, batch, size):
     "`ValueError` if the network cannot be trained on a batch of `size` images."
     some = Batch(*(t[:size] for t in batch))
     train_mode(model)
-    try: return F.cross_entropy(outputs(model, some.x).float(), some.y)
+    try: return F.cross_entropy(at_least_float32(outputs(model, some.x)), some.y)
     except ValueError as e:
         if "more than 1 value per channel" not in str(e): raise
         raise ValueError(f"batch norm cannot train on a batch of {size} image: "

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .augment import augmentations
 from .files import Checkpoint
 from .images import Images, as_numpy, batches, hash_images
-from .models import bytes_of, outputs, stored_tensors, wholly_frozen
+from .models import at_least_float32, bytes_of, outputs, stored_tensors, wholly_frozen
 
 # %% ../nbs/23_training.ipynb #e3d73b5d
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def train_epoch(model, some_batches, stepper, loss, dtype,
             start = (clock := time.perf_counter if device == "cuda" else time.process_time)()
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
             logits = outputs(model, batch.x)
-        value = loss(logits.float(), batch)
+        value = loss(at_least_float32(logits), batch)
         if not math.isfinite(value.item()):
             raise FloatingPointError(f"the loss is {value.item()} at step {step}")
         stepper.backward(value)

@@ -22,7 +22,7 @@ from torch import nn
 from .check import check
 from .images import Batch, Split, batches, spread_out
 from .load import gone_classes
-from .models import copy_network, follow_dtype, outputs
+from .models import at_least_float32, copy_network, follow_dtype, outputs
 from .show import accuracies
 from .training import (Stepper, Training, cross_entropy, deterministic, fit,
                                  forward_type, logits, make_optimizer, make_schedule,
@@ -263,7 +263,7 @@ def gradient(loss, params):
     return torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
 
 # %% ../nbs/31_unlearn.ipynb #a1c4e615
-def plain(logits, batch): return F.cross_entropy(logits.float(), batch.y)
+def plain(logits, batch): return F.cross_entropy(at_least_float32(logits), batch.y)
 
 def erase(run: Run, phase: Erase):
     "One erase phase: what the losses teach, by the directions that the step rule makes of it, with constraints held."

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from ..activations import mask_activations, masks, place_masks, watch_activations
 from ..images import Images, batches
+from ..models import at_least_float32
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Edit, Recipe, Repair
 
@@ -25,7 +26,7 @@ def mean_activations(
     total = {}
     for batch in batches(images, batch_size):
         for name, out in watch_activations(model, batch.x).items():
-            total[name] = total.get(name, 0) + out.float().sum(0)
+            total[name] = total.get(name, 0) + at_least_float32(out).sum(0)
     return {name: value / len(images) for name, value in total.items()}
 
 # %% ../../nbs/methods/46_activation_pruning.ipynb #97b5ebb4

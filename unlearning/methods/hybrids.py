@@ -14,7 +14,7 @@ from .activation_pruning import activation_pruning
 from .dual import dual
 from .gradient_surgery import Ascend, OrthogonalToRetain
 from .soft_relabeling import soft_targets
-from ..models import drawn_anew, outputs
+from ..models import at_least_float32, drawn_anew, outputs
 from ..training import PAPER_TRAINING, Training, cross_entropy, fit
 from ..unlearn import Erase, ForgetLoss, Recipe, Repair, stream
 
@@ -40,7 +40,7 @@ class WitnessRelabel(ForgetLoss):
 
     def __call__(self, run, forget, retain):
         with torch.no_grad():
-            seen = (outputs(run.memory[self], batch.x).float() for batch in (forget, retain))
+            seen = (at_least_float32(outputs(run.memory[self], batch.x)) for batch in (forget, retain))
             target = soft_targets(*seen, retain.y, self.temperature)
         return F.cross_entropy(outputs(run.student, forget.x), target)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 from .reinit import refuse_share
 from .salun import most_salient
-from ..models import outputs
+from ..models import at_least_float32, outputs
 from ..training import Training
 from ..unlearn import Edit, Recipe, Repair, RetainLoss, needed, trained_layers
 
@@ -63,8 +63,8 @@ class AsSure(RetainLoss):
 
     def __call__(self, run, logits, batch, ordinary):
         counts = torch.bincount(run.split.retain.labels, minlength=logits.shape[1]).float()
-        with torch.no_grad(): target = entropy(outputs(run.original, batch.x).float())
-        weight = torch.where(counts > 0, counts, 1.)**self.power
+        with torch.no_grad(): target = entropy(at_least_float32(outputs(run.original, batch.x)))
+        weight = torch.where(counts > 0, counts, 1.).to(logits)**self.power
         return F.cross_entropy(logits, batch.y, weight) + F.mse_loss(entropy(logits), target)
 
 # %% ../../nbs/methods/56_prune_reset.ipynb #cd679c21

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from .scrub import distillation
-from ..models import outputs, reset_modules
+from ..models import at_least_float32, outputs, reset_modules
 from ..training import Training
 from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, needed, stream,
                                  trained_layers)
@@ -81,7 +81,7 @@ class Distill(RetainLoss):
     looks = 1
 
     def __call__(self, run, logits, batch, ordinary):
-        with torch.no_grad(): teacher = outputs(run.original, batch.x).float()
+        with torch.no_grad(): teacher = at_least_float32(outputs(run.original, batch.x))
         near = distillation(logits, teacher, self.temperature) / self.temperature**2
         return self.soft * near + (self.hard * ordinary(logits, batch) if self.hard else 0.)
 
