@@ -17,7 +17,7 @@ from test_study import RECIPES, assert_same_logits, files, logits_of, networks, 
 from test_training import network
 from unlearning.load import Share, load_split
 from unlearning.images import read_split
-from unlearning.ensemble import Store, Task, _compute, claim, run_tasks, running, tidy
+from unlearning.ensemble import Store, Task, _compute, claim, describe, run_tasks, running, tidy
 from unlearning.datasets.faces import render_faces
 from unlearning.study import network_tasks, split_in, verified_split, write_split
 from unlearning.files import Checkpoint, read_arrays, write_arrays
@@ -886,3 +886,8 @@ def test_record_of_another_task_is_not_used(copied, whole, change):
         write_arrays(path, arrays, header | dict(method='../../finetune'))
     with pytest.warns(UserWarning, match=f"{path.name} is another task's record.* set aside"): run(study(copied))
     assert_like(copied, whole[0])
+
+
+def test_a_task_among_whose_settings_is_nan_is_known_when_it_comes_back():
+    task = Task('a', 0, describe(dict(limit=float('nan'))))
+    assert pickle.loads(pickle.dumps(task)) == task

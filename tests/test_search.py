@@ -15,6 +15,7 @@ from unlearning.images import in_memory, make_split
 from unlearning.search import search_for, searched, searched_recipes
 from unlearning.study import Study, network_tasks, pack, run_study, unpack
 from unlearning.training import Training
+from unlearning.unlearn import Recipe, Repair
 
 TRAINING = Training(epochs=16, batch_size=64, lr=0.1, label_smoothing=0., augment=(), precision='float32')
 
@@ -116,3 +117,10 @@ def test_a_method_of_a_script_is_searched_in_other_processes_and_anew_if_its_cod
         done = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout == "{'lr': 1.0}\n", done.stderr
     assert len([*(tmp_path/'out').glob('search-mine-*.json')]) == 2
+
+
+def test_a_method_without_a_title_keeps_its_name_beside_its_star(study, monkeypatch):
+    def make(budget): return budget.spend(lambda epochs: Recipe(name='mine', phases=(Repair(training=replace(budget.training, epochs=epochs)),)))
+    for name in ('mine', 'other'): monkeypatch.setitem(search.WITHIN, name, make)
+    made = searched_recipes(study, {name: search.Searched({}, 1., 0., 'no use') for name in ('mine', 'other')}, 0.5)
+    assert [r.title for r in made.values()] == ['mine*', 'other*']

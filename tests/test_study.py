@@ -351,6 +351,13 @@ def test_total_score_weighs_utility(finished):
         assert row.F == want.F > 0 and row.total == pytest.approx(row.F * ratios[0] * ratios[1]) and ratios[0] != ratios[1]
 
 
+def test_retrained_networks_that_are_never_right_on_test_leave_the_other_figures():
+    rng = np.random.default_rng(0)
+    never = pd.DataFrame([dict(method=m, seed=k, RA=99., TA=0.) for m in ('retrain', 'finetune') for k in range(2)])
+    quality = forget_qualities(SimpleNamespace(permutations=0), never, {m: rng.normal(size=(2, 5)) for m in ('retrain', 'finetune')})
+    assert quality.F.notna().all() and quality.total.isna().all()
+
+
 def test_scores_follow_from_the_stored_logits(finished, stored):
     study, results = finished
     pairs = {part: (stored['retrain'][1][part], getattr(study.split, part).labels.numpy()) for part in ('retain', 'test', 'forget')}

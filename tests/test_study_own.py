@@ -515,3 +515,34 @@ def test_a_recipe_that_cannot_work_on_the_network_is_refused_before_the_first_tr
     study = tiny(tmp_path / 'out', recipes={'odd': recipe}, network='vit')
     with pytest.raises(ValueError, match="recipe 'odd': .* is drawn anew by no reset_parameters .*give its module one; or leave this recipe out$"): run(study)
     assert not networks(tmp_path / 'out')
+
+
+def drawn_beside(num_classes, in_channels, image_size):
+    class Fourier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('waves', torch.randn(64, 32), persistent=False)
+            self.head = nn.Linear(32, num_classes)
+        def forward(self, x): return self.head(torch.cos(x.flatten(1) @ self.waves))
+    return Fourier()
+
+
+class Redrawn(nn.Linear):
+    """Its `reset_parameters` draws what no checkpoint holds."""
+    def reset_parameters(self):
+        super().reset_parameters()
+        self.register_buffer('noise', torch.randn(self.in_features), persistent=False)
+    def forward(self, x): return super().forward(x + self.noise)
+
+
+def drawn_by_numpy(num_classes, in_channels, image_size):
+    net = mlp(num_classes, in_channels, image_size)
+    with torch.no_grad(): net[1].weight.add_(float(np.random.normal()))
+    return net
+
+
+@pytest.mark.parametrize('network, said', [(drawn_beside, 'persistent buffer'), (nn.Sequential(nn.Flatten(), Redrawn(64, 10)), 'persistent buffer'),
+                                           (drawn_by_numpy, 'other weights under the same seed')])
+def test_a_network_that_its_seed_and_its_weights_do_not_bring_back_is_refused_before_the_work(network, said, tmp_path):
+    with pytest.raises(ValueError, match=said): run(tiny(tmp_path, network=network))
+    assert not networks(tmp_path)

@@ -72,7 +72,8 @@ def describe(settings, _seen=None):
                     "lists, dicts, dataclasses, functions, and classes of your own")
 
 @describes(type(None), bool, int, float, str)
-def _as_it_is(value, _seen): return value
+# NaN is not equal to itself, and a task that comes back from a worker has to be known
+def _as_it_is(value, _seen): return value if value == value else {"float": "nan"}
 
 # %% ../nbs/80_ensemble.ipynb #1773f1b9
 PLAIN = (type(None), bool, int, float, str, list, tuple, dict, set,

@@ -139,7 +139,8 @@ def searched_recipes(study: Study, found: dict, share: float = 0.05) -> dict:  #
     "A recipe for each method, with the numbers found; a star at its title: a word speaks against them."
     budget = Budget(study.split, study.training, share)
     made = {m: WITHIN[m](budget, **s.numbers) for m, s in found.items()}
-    return {m: replace(r, name=m, title=r.title + "*" * bool(found[m].word)) for m, r in made.items()}
+    star = {m: "*" * bool(s.word) for m, s in found.items()}
+    return {m: replace(r, name=m, title=(r.title or m) + star[m]) for m, r in made.items()}
 
 # %% ../nbs/96_search.ipynb #9601a023
 def by_half(results: Results, split: Split) -> pd.DataFrame:
@@ -148,8 +149,9 @@ def by_half(results: Results, split: Split) -> pd.DataFrame:
     def on_both(m):
         answers = results.answers[m].correct["test"]
         return np.array([100 * answers[:, at].mean() for at in parts])
-    rows = {title: on_both(m) - on_both("retrain") for m, title in results.facts["titles"].items()
-            if m in results.answers and m != "retrain"}
+    titles = {m: t for m, t in results.facts["titles"].items()
+              if m in results.answers and m != "retrain"}
+    rows = [on_both(m) - on_both("retrain") for m in titles]  # two methods may have one title
     names = "searched on", "the other half"
     columns = [f"{name} ({at.sum():,} images)" for name, at in zip(names, parts)]
-    return pd.DataFrame(rows, columns).T.round(2)
+    return pd.DataFrame(rows, titles.values(), columns).round(2)

@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'UNSEEN', 'PARTS', 'LEAST', 'STEP',
-           'KEPT', 'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'FOREIGN', 'ORPHAN', 'KEY', 'SPLIT',
-           'RECORD', 'ALONE', 'skeleton', 'with_weights', 'without_drawn', 'constants', 'build', 'Blueprint', 'meant',
-           'blueprint', 'settings_of', 'shown', 'check_types', 'checked_training', 'meant_training', 'settled_recipe',
-           'Study', 'check_alike', 'asked', 'check_numbers', 'gpus', 'gpus_found', 'lacks', 'check_given',
-           'check_device', 'check_originals', 'check_rows', 'recipe_settings', 'training_settings', 'original_task',
-           'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split', 'split_in', 'write_split',
-           'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of', 'weights_in',
-           'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels', 'Measurer',
-           'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of', 'Reduced', 'reduced',
-           'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of', 'passes_of', 'collapsed',
-           'is_beside', 'frames', 'separation_of', 'refuse_foreign', 'collect', 'look', 'refuse_without_gpu',
-           'refuse_weightless', 'trained_first', 'without_original', 'too_few_retrained', 'orphans', 'run_study',
-           'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing', 'unpack']
+           'KEPT', 'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'FOREIGN', 'UNSTORED', 'OTHERS',
+           'ORPHAN', 'KEY', 'SPLIT', 'RECORD', 'ALONE', 'skeleton', 'with_weights', 'without_drawn', 'constants',
+           'build', 'Blueprint', 'meant', 'blueprint', 'settings_of', 'shown', 'check_types', 'checked_training',
+           'meant_training', 'settled_recipe', 'Study', 'check_alike', 'asked', 'check_numbers', 'gpus', 'gpus_found',
+           'lacks', 'check_given', 'check_device', 'check_originals', 'check_rows', 'recipe_settings',
+           'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split',
+           'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of',
+           'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels',
+           'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of',
+           'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of',
+           'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'refuse_foreign', 'collect',
+           'refuse_unstored', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first', 'without_original',
+           'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing',
+           'unpack']
 
 # %% ../nbs/81_study.ipynb #a0c93099
 import errno, inspect, json, math, os, re, shutil, socket, textwrap, time, warnings, zipfile
@@ -637,8 +638,9 @@ class Answers:
 def _qualities(method, values, study, mean, retrained):
     for protocol in PROTOCOLS:
         q = forget_quality(values, retrained, protocol, study.permutations)
-        total = total_score(q.F, mean.RA[method], mean.RA["retrain"],
-                            mean.TA[method], mean.TA["retrain"])
+        each = [mean[part][m] for part in ("RA", "TA") for m in (method, "retrain")]
+        # a retrained network that is never right has no utility to compare with
+        total = total_score(q.F, *each) if min(each[1], each[3]) > 0 else float("nan")
         yield dict(method=method, protocol=protocol, F=q.F,
                    ceiling=q.ceiling, ceiling_sd=q.ceiling_sd, total=total)
 
@@ -788,6 +790,19 @@ def collect(study, tasks, measured, store, failures) -> Results:
     lost = {(t.method, t.seed): why for t, why in failures.items()}
     return Results(networks, quality, separation, losses, facts, lost, beside, answers)
 
+# %% ../nbs/81_study.ipynb #cea4870d
+UNSTORED = ("the network draws what its state_dict does not hold (a buffer with persistent=False, an attribute), "
+            "so its weights alone do not bring it back: register it as a persistent buffer")
+OTHERS = "the network draws other weights under the same seed: let it draw by torch, not by NumPy or random"
+
+def refuse_unstored(plan: Blueprint, images):
+    "`ValueError` where a seed does not give a network's weights again, or its weights do not give its answers."
+    one, again = (plan.fresh(1) for _ in range(2))
+    weights = stored_tensors(one)
+    if any(not torch.equal(t, weights[name]) for name, t in stored_tensors(again).items()): raise ValueError(OTHERS)
+    answers = [logits(net, images) for net in (one, plan.filled(weights))]
+    if not torch.allclose(*answers, rtol=1e-3, atol=1e-4): raise ValueError(UNSTORED)
+
 # %% ../nbs/81_study.ipynb #a85f7b4d
 def look(study):
     "What cannot work is refused before the work: see `check`."
@@ -798,6 +813,7 @@ def look(study):
     for name, recipe in study.recipes.items():
         try: refuse_unfit(model, study.split, recipe)
         except ValueError as e: raise ValueError(f"recipe {name!r}: {e}; or leave this recipe out") from e
+    if not isinstance(study.plan.network, str): refuse_unstored(study.plan, study.split.train[:2])
 
 # %% ../nbs/81_study.ipynb #b7d14abe
 def refuse_without_gpu(study, tasks, store):
