@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from unlearning.images import batches
 from unlearning.load import load_split
@@ -30,14 +31,16 @@ from unlearning.methods.noise import AddNoise, noise
 from unlearning.methods.prune_reset import ResetSmallest, matrices, prune_reset
 from unlearning.methods.reinit import Reinit, convolutions, loss_gradient, reinit
 from unlearning.methods.reset_distill import PartRepair, ends, reset_distill
-from unlearning.methods.salun import salun
+from unlearning.methods.random_labels import RandomLabels
+from unlearning.methods.salun import AnyLabel, salun
+from unlearning.methods.scrub import scrub
 from unlearning.methods.sfron import AscendUnlearned, sfron
-from unlearning.methods.soft_relabeling import soft_targets
+from unlearning.methods.soft_relabeling import soft_relabeling, soft_targets
 from unlearning.methods.ssd import importance, ssd
 from unlearning.methods.transpose import transpose
 from unlearning.models import copy_network, create_model
 from unlearning.training import Training, fit, logits
-from unlearning.unlearn import Constraint, Edit, NothingChanged, RetainCollapse, Run, unlearn
+from unlearning.unlearn import Constraint, Edit, Erase, NothingChanged, Recipe, RetainCollapse, Run, unlearn
 
 GRAMMAR = sys.modules[unlearn.__module__]  # `unlearning.unlearn` is the function
 SHORT = Training(epochs=1, batch_size=50, lr=0.02, schedule='constant', label_smoothing=0, augment=())
@@ -689,3 +692,26 @@ def test_one_image_to_forget_is_taught_something_finite(original, split):
     (lambda: ssd(bound=-0.5), 'bound -0.5'), (lambda: PartRepair(training=SHORT, part='val'), "part is 'val': `which` says")])
 def test_a_setting_that_would_turn_or_ignore_is_refused(make, says):
     with pytest.raises(ValueError, match=says): make()
+
+
+@pytest.mark.parametrize('loss', [RandomLabels(), AnyLabel(), TowardsUniform()])
+def test_outputs_that_are_no_class_are_not_taught(loss, split):
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 50))  # 10 classes
+    after = unlearn(wide, split, Recipe(name='labels', phases=(Erase(forget=loss, passes=40, batch_size=32, lr=0.5),)))
+    assert logits(after, split.forget).softmax(1)[:, 10:].sum(1).mean() < 0.2  # of 0.8 by chance
+
+
+@pytest.mark.parametrize('make', [lambda e: salun(erase=e), lambda e: sfron(erase=e), lambda e: bad_teacher(erase=e), lambda e: contrast(first=e)])
+def test_what_erases_in_train_mode_can_be_asked_not_to(make): assert not make(dict(train=False)).phases[0].train and make({}).phases[0].train
+
+
+@pytest.mark.parametrize('make', [soft_relabeling, soft_witness, scrub, bad_teacher, reset_distill, lambda temperature: Contrast(temperature)])
+@pytest.mark.parametrize('wrong', [0., -1., float('nan')])
+def test_temperatures_are_above_0(make, wrong):
+    with pytest.raises(ValueError, match=f'temperature is {wrong}: above 0'): make(temperature=wrong)
+
+
+@pytest.mark.parametrize('wrong', [dict(first=99), dict(last=90), dict(last=-0.1), dict(first=float('nan'))])
+def test_percentiles_of_pruning_are_shares(wrong):
+    with pytest.raises(ValueError, match='use 0 to 1'): activation_pruning(**wrong)

@@ -62,7 +62,8 @@ def refuse_batch(model, batch, size):
         if "more than 1 value per channel" not in str(e): raise
         raise ValueError(f"batch norm cannot train on a batch of {size} image: "
                          "use a batch size of 2 or more, on at least 2 retained images, "
-                         "that leaves no single image to forget for its last batch") from e
+                         "that leaves no single image to forget for its last batch; to forget one "
+                         "image, erase in eval mode: recipe.change(Erase, train=False)") from e
 
 # %% ../nbs/24_check.ipynb #5eb123e2
 def gradients(value, params):

@@ -9,7 +9,7 @@ __all__ = ['ERASE', 'TowardsIgnorance', 'LikeOriginal', 'bad_teacher']
 from dataclasses import dataclass
 import torch
 from .neggrad_plus import Mixture
-from .scrub import distillation
+from .scrub import distillation, refuse_temperature
 from ..models import drawn_anew, outputs
 from ..unlearn import Erase, ForgetLoss, Recipe, RetainLoss
 
@@ -20,6 +20,7 @@ class TowardsIgnorance(ForgetLoss):
     temperature: float = 1.
     looks = 1
 
+    def __post_init__(self): refuse_temperature(self.temperature)
     def start(self, run):
         run.memory[self] = (drawn_anew(run.student).to(run.split.train.device)
                             .eval().requires_grad_(False))
@@ -34,6 +35,8 @@ class LikeOriginal(RetainLoss):
     "KL(original ‖ student): no label is looked at."
     temperature: float = 1.
     looks = 1
+
+    def __post_init__(self): refuse_temperature(self.temperature)
 
     def __call__(self, run, logits, batch, ordinary):
         with torch.no_grad(): teacher = outputs(run.original, batch.x)
@@ -52,5 +55,5 @@ def bad_teacher(
     erase = ERASE | erase
     f, r = erase["batch_size"], erase["retain_batch_size"] or erase["batch_size"]
     phase = Erase(forget=TowardsIgnorance(temperature), retain=LikeOriginal(temperature),
-                  step=Mixture(alpha=r / (f + r)), train=True, **erase)
+                  step=Mixture(alpha=r / (f + r)), **dict(train=True) | erase)
     return Recipe(name="bad_teacher", title="Bad teacher", phases=(phase,), source=source)

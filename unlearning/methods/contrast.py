@@ -9,6 +9,7 @@ __all__ = ['TowardsUniform', 'contrastive', 'Contrast', 'ForgetRound', 'contrast
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
+from .scrub import refuse_temperature
 from ..models import outputs
 from ..training import Training
 from ..unlearn import Erase, ForgetLoss, Recipe, Repair
@@ -19,7 +20,9 @@ class TowardsUniform(ForgetLoss):
     "KL(uniform ‖ softmax), averaged over the forget batch."
     def __call__(self, run, forget, retain):
         log_p = outputs(run.student, forget.x).log_softmax(1)
-        return F.kl_div(log_p, torch.full_like(log_p, 1 / log_p.shape[1]), reduction="batchmean")
+        target, classes = torch.zeros_like(log_p), len(run.split.classes)
+        target[:, :classes] = 1 / classes  # of outputs that no label has, nothing
+        return F.kl_div(log_p, target, reduction="batchmean")
 
 # %% ../../nbs/methods/51_contrast.ipynb #fbbeb6a5
 def contrastive(forget_logits, retain_logits, temperature: float = 1.15):
@@ -31,6 +34,8 @@ class Contrast(ForgetLoss):
     "Be as much like each retained image as like any other."
     temperature: float = 1.15
     looks_beside = 1
+
+    def __post_init__(self): refuse_temperature(self.temperature)
 
     def __call__(self, run, forget, retain):
         with torch.no_grad(): anchors = outputs(run.student, retain.x)
@@ -61,4 +66,4 @@ def contrast(
     "Towards the uniform answer, then contrastive rounds, each with an epoch on retain."
     round = forget, Repair(training=repair, keep="repairs")
     return Recipe(name="contrast", title="Contrast", source=source,
-                  phases=(Erase(forget=TowardsUniform(), train=True, **first), *round * rounds))
+                  phases=(Erase(forget=TowardsUniform(), **dict(train=True) | first), *round * rounds))

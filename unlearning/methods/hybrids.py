@@ -13,6 +13,7 @@ from ..load import gone_classes
 from .activation_pruning import activation_pruning
 from .dual import dual
 from .gradient_surgery import Ascend, OrthogonalToRetain
+from .scrub import refuse_temperature
 from .soft_relabeling import soft_targets
 from ..models import at_least_float32, drawn_anew, outputs
 from ..training import PAPER_TRAINING, Training, cross_entropy, fit
@@ -34,6 +35,7 @@ class WitnessRelabel(ForgetLoss):
     temperature: float = 1.
     looks = looks_beside = 1  # the image and its retain sample, through the witness
 
+    def __post_init__(self): refuse_temperature(self.temperature)
     def look(self, split): return self.training.epochs * len(split.retain)
     def start(self, run): run.memory[self] = witness(run, self.training)
     def refuse_network(self, run): drawn_anew(run.student)

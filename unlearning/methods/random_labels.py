@@ -23,8 +23,9 @@ def random_other_labels(y, num_classes: int, rng: torch.Generator):
 class RandomLabels(ForgetLoss):
     "Cross-entropy with a wrong label, drawn anew for each batch."
     def __call__(self, run, forget, retain):
-        logits = outputs(run.student, forget.x)
-        return F.cross_entropy(logits, random_other_labels(forget.y, logits.shape[1], run.rng))
+        classes = len(run.split.classes)  # a network may have more outputs, which no label has
+        labels = random_other_labels(forget.y, classes, run.rng)
+        return F.cross_entropy(outputs(run.student, forget.x), labels)
 
 # %% ../../nbs/methods/41_random_labels.ipynb #1649d895
 def random_labels(

@@ -9,7 +9,7 @@ __all__ = ['ends', 'ResetEnds', 'HoldOut', 'PartRepair', 'Distill', 'reset_disti
 from dataclasses import dataclass
 import torch
 from torch import nn
-from .scrub import distillation
+from .scrub import distillation, refuse_temperature
 from ..models import at_least_float32, outputs, reset_modules
 from ..training import Training
 from ..unlearn import (Edit, Piece, Recipe, Repair, RetainLoss, needed, stream,
@@ -79,6 +79,8 @@ class Distill(RetainLoss):
     hard: float = 0.         # weight of the ordinary loss
     temperature: float = 5.
     looks = 1
+
+    def __post_init__(self): refuse_temperature(self.temperature)
 
     def __call__(self, run, logits, batch, ordinary):
         with torch.no_grad(): teacher = at_least_float32(outputs(run.original, batch.x))

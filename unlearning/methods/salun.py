@@ -50,8 +50,8 @@ class AnyLabel(ForgetLoss):
     "Cross-entropy with a label drawn uniformly from all classes, anew for each batch."
     def __call__(self, run, forget, retain):
         logits = outputs(run.student, forget.x)
-        labels = torch.randint(logits.shape[1], forget.y.shape, generator=run.rng).to(logits.device)
-        return F.cross_entropy(logits, labels)
+        labels = torch.randint(len(run.split.classes), forget.y.shape, generator=run.rng)
+        return F.cross_entropy(logits, labels.to(logits.device))
 
 # %% ../../nbs/methods/52_salun.ipynb #7d842ec1
 def salun(
@@ -63,7 +63,7 @@ def salun(
     source: str = "Fan et al., 2024 (OPTML-Group/Unlearn-Saliency)",
 ) -> Recipe:
     "SalUn: random labels where the forget set has a say, in turn with training on retain."
-    epoch = (Erase(forget=AnyLabel(), train=True, keep="forget", **erase),
+    epoch = (Erase(forget=AnyLabel(), keep="forget", **dict(train=True) | erase),
              Repair(training=repair, keep="retain"))
     return Recipe(name="salun", title="SalUn", phases=epoch * epochs,
                   constraints=(OnlySalient(share),), source=source)

@@ -74,5 +74,5 @@ def sfron(
 ) -> Recipe:
     "SFR-on: weighted ascent on the salient weights, with five steps on retain after each of its steps."
     step = SalientThenRetain(0., ratio, max_norm, retain_steps, looked)
-    phase = Erase(forget=AscendUnlearned(alpha, power), train=True, step=step, **erase)
+    phase = Erase(forget=AscendUnlearned(alpha, power), step=step, **dict(train=True) | erase)
     return Recipe(name="sfron", title="SFRon", phases=(phase,), source=source)

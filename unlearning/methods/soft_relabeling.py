@@ -9,6 +9,7 @@ __all__ = ['soft_targets', 'SoftRelabel', 'soft_relabeling']
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
+from .scrub import refuse_temperature
 from ..training import PAPER_TRAINING, Training
 from ..models import at_least_float32, outputs
 from ..unlearn import Descend, Erase, ForgetLoss, Recipe, Repair
@@ -32,6 +33,8 @@ class SoftRelabel(ForgetLoss):
     "Cross-entropy with the soft label."
     temperature: float = 1.  # higher: more neighbours have a say
     looks = looks_beside = 1  # the image and its retain sample, through the original
+
+    def __post_init__(self): refuse_temperature(self.temperature)
 
     def __call__(self, run, forget, retain):
         with torch.no_grad():
