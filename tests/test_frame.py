@@ -43,6 +43,21 @@ def test_readme_agrees_with_its_notebook(readme):
     assert {p.relative_to(ROOT).as_posix(): p.read_bytes() for p in NBS.glob('images/index-*.png')} == pictures
 
 
+def test_readme_says_what_the_tables_say(monkeypatch):
+    """What its notebook computes from nbs/results is what it shows, so a new table cannot leave the old words standing."""
+    monkeypatch.chdir(NBS)
+    given, compared = {}, 0
+    for cell in nbformat.read(NBS/'index.ipynb', as_version=4).cells:
+        if cell.cell_type != 'code' or 'wrong_digits' in cell.source: continue
+        *body, last = ast.parse(cell.source).body
+        exec(compile(ast.Module(body, []), 'index', 'exec'), given)
+        value = eval(compile(ast.Expression(last.value), 'index', 'eval'), given)
+        shown, = (o.data for o in cell.outputs)
+        assert value.data == shown['text/html' if 'text/html' in shown else 'text/markdown'], 'run nbs/index.ipynb anew'
+        compared += 1
+    assert compared == 4
+
+
 def test_readme_is_read_in_a_few_minutes():
     """Under 700 words: without its tables, the code, and what a link or a picture's text hides."""
     text, _ = (ROOT/'README.md').read_text(encoding='utf-8').split('## The map')
