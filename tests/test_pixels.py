@@ -403,6 +403,28 @@ def test_floats_that_were_bytes_are_bytes(make):
     assert torch.equal(in_memory(make(every), [0]).images, torch.from_numpy(every))
 
 
+def test_one_rounded_above_is_one():
+    """An antialiased resize of floats gives 1 + 2.4e-7."""
+    x = np.full((4, 1, 8, 8), 1 + 2.4e-7, np.float32)
+    assert (pixels(in_memory(x, [0, 1, 0, 1])) == 255).all()
+    x[0] = 0.3
+    assert pixels(in_memory(x, [0, 1, 0, 1])).max() == 1
+    data = [(torch.full((3, 8, 8), 1 + 2.4e-7 if i % 2 else 0.5), i % 2) for i in range(20)]
+    assert np.unique(pixels(from_dataset(data, data, mean=0.5, std=0.25).train)).tolist() == [0.5, 1]
+
+
+@pytest.mark.parametrize('stated', [{}, dict(mean=0.5, std=0.25)])
+@pytest.mark.parametrize('size', [6, 12, 32])
+def test_pixels_that_overshoot_are_not_taken_for_normalised_ones(stated, size):
+    bicubic = v2.Resize(size, v2.InterpolationMode.BICUBIC)
+    data = [(bicubic(image / 255), label) for image, label in zip(load_source('digits').train.images[:20], LABELS)]
+    with refused('values go from -.*overshoot.*end the transform with .*clamp'): from_dataset(data, data, **stated)
+    x = torch.stack([image for image, _ in data])
+    with refused(r'overshoot.*: pass x.clip\(0, 1\)$'): in_memory(x, LABELS[:20])
+    clamped = [(image.clamp(0, 1), label) for image, label in data]
+    assert torch.equal(from_dataset(clamped, clamped, **stated).train.images, x.clip(0, 1))
+
+
 # Decoded files follow their sources
 
 @pytest.mark.parametrize('change', ['content', 'content and time', 'order'])
@@ -516,6 +538,17 @@ class Short(Pictures):
 def test_data_sets_that_cannot_be_used_are_named(data, says, tmp_path):
     with refused(says): from_dataset(data, Pictures(10), mean=0.5, std=0.5, cache=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('wrong', [dict(mean=123., std=58.), dict(mean=0.5), dict(std=0.5), dict(paths=['a']), dict(test=[(np.zeros((9, 9), np.uint8), 0)]),
+                                   dict(val=[(np.zeros((8, 8), np.float32), 0)])])
+def test_what_can_be_known_before_all_is_read_is_said_before(wrong):
+    reads = []
+    class Counted(Dataset):
+        def __len__(self): return 40
+        def __getitem__(self, i): reads.append(i); return GREY[i], LABELS[i]
+    with refused('belong together|divide them by 255|paths names 1 of 40|item 0 of (test|val) is'): from_dataset(**dict(train=Counted(), test=[(GREY[0], 0)]) | wrong)
+    assert len(reads) <= 32
 
 
 @pytest.mark.parametrize('part', ['train', 'test', 'val'])

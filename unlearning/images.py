@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['EACH', 'FIELDS', 'NUMPYS', 'TORCHS', 'SPELLINGS', 'TOPS', 'PARTS', 'HASHED', 'scaled', 'in_parts',
            'channel_statistics', 'stated', 'Pixels', 'Images', 'spread_out', 'ImageFile', 'as_bytes', 'of_layout',
-           'of_range', 'tell_dim', 'as_numpy', 'as_pixels', 'as_labels', 'in_memory', 'Division', 'hash_images',
-           'pixel_hashes', 'copy_hashes', 'duplicates', 'Split', 'check_positions', 'check_forget', 'apportion',
-           'draw_balanced', 'draw_subset', 'class_names', 'alike', 'forget_copies', 'make_split', 'save_split',
-           'read_split', 'pixel_files', 'shared_split', 'Batch', 'batches']
+           'overshoots', 'of_range', 'tell_dim', 'as_numpy', 'as_pixels', 'as_labels', 'in_memory', 'Division',
+           'hash_images', 'pixel_hashes', 'copy_hashes', 'duplicates', 'Split', 'check_positions', 'check_forget',
+           'apportion', 'draw_balanced', 'draw_subset', 'class_names', 'alike', 'forget_copies', 'make_split',
+           'save_split', 'read_split', 'pixel_files', 'shared_split', 'Batch', 'batches']
 
 # %% ../nbs/01_images.ipynb #c7c359f3
 import hashlib, json, math, mmap, warnings
@@ -183,7 +183,7 @@ class ImageFile:
 # %% ../nbs/01_images.ipynb #4f192b7a
 def as_bytes(x) -> np.ndarray:
     "Floats in [0, 1] as the bytes from which they were made; as float32, if one of them is no k/255."
-    rounding = max(np.finfo(x.dtype).eps, np.finfo(np.float32).eps)
+    x, rounding = x.clip(0, 1), max(np.finfo(x.dtype).eps, np.finfo(np.float32).eps)
     nearest = np.rint(255 * x).astype(np.uint8)
     exact = all((np.abs(k / 255 - v) <= rounding).all() for k, v in zip(nearest, x))
     return nearest if exact else x.astype(np.float32)
@@ -213,6 +213,10 @@ def of_layout(shape, channels, tensor) -> tuple:  # what is wrong ("": nothing),
 # %% ../nbs/01_images.ipynb #fce4e66e
 TOPS = (255, 1023, 4095, 16383, 65535)  # of 8, 10, 12, 14 and 16 bits
 
+def overshoots(x) -> bool:
+    "Whether floats are pixels of which some lie a little beyond [0, 1], as after a bicubic resize."
+    return -0.25 < x.min() and x.max() < 1.25 and ((x < 0) | (x > 1)).mean() < 1 / 3
+
 def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to pass
     "How values become bytes, or floats in [0, 1]. `how`: what would be passed for the layout's sake."
     if x.dtype == np.uint8: return "", how
@@ -221,8 +225,10 @@ def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to p
     if not np.isfinite([low, high]).all():
         return "some are not finite", "np.nan_to_num(x), if 0 is right there"
     floats = x.dtype.kind == "f"
-    if floats and 0 <= low and high <= 1: return "", how
+    if floats and -1e-3 <= low and high <= 1 + 1e-3: return "", how  # an interpolation rounds
     words = f"values from {low:g} to {high:g}"
+    if floats and overshoots(x):
+        return f"{words} overshoot, as a bicubic resize makes them", f"{how}.clip(0, 1)"
     if low < -1 or low < 0 and high > 1:
         return f"{words} seem to be normalised already", f"{how} * std + mean"
     if low < 0: return words, f"({how} + 1) / 2"
