@@ -213,6 +213,24 @@ def test_a_folder_that_begins_as_a_comment_does(letters, tmp_path, name, text):
     assert load_split(letters, forget=path).forget.indices.tolist() == [0, 4]
 
 
+def test_a_row_that_begins_as_a_comment_does_is_not_dropped(letters, tmp_path):
+    """A ticket's number, say, in a table of tickets and images."""
+    (path := tmp_path/'gone.csv').write_text('# of 3, in May\nticket,index\n"1041","12"\n"#1042","7"\n# checked, by hand\n')
+    assert load_split('digits', forget=path).forget.indices.tolist() == [7, 12]
+    path.write_text('ticket,index\n1041,12\n#1042,7\n')
+    with pytest.raises(ValueError, match='line 3, may be a comment or a row: put its first cell in quotes'): load_split('digits', forget=path)
+    path.write_text('ticket,path\n1041,a/0.png\n#1042,a/1.png\n')
+    with pytest.raises(ValueError, match='line 3, may be a comment or a row'): load_split(letters, forget=path)
+    path.write_text('index,why\n12,blurry\n#7,after all not\n#8,9\n')  # no number of an image begins so
+    assert load_split('digits', forget=path).forget.indices.tolist() == [12]
+
+
+@pytest.mark.parametrize('mark', '\u2028\x85\x0b\x0c\x1c')
+def test_only_the_end_of_a_line_ends_a_row(tmp_path, mark):
+    (path := tmp_path/'gone.csv').write_text(f'index,why\r\n12,see{mark}7\r\n', encoding='utf-8', newline='')
+    assert load_split('digits', forget=path).forget.indices.tolist() == [12]
+
+
 @pytest.mark.parametrize('who, numbers', [
     (['7', '8'] * 4, [7, 8] * 4), (['007', '010'] * 4, [7, 10] * 4), (['7.0', '10.0'] * 4, [7, 10] * 4), (['007', '7'] * 4, [0, 1] * 4), (['Müller', 'Mu\u0308ller', 'Ada  L', ' Ada L'] * 2, [1, 1, 0, 0] * 2)])
 def test_people_are_who_the_list_says(letters, tmp_path, who, numbers):
