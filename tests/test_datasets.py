@@ -151,13 +151,25 @@ def test_no_unknown_pickle_is_opened(tmp_path, name, monkeypatch):
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*args, **kw): raise URLError('no network')
-    monkeypatch.setattr(torchvision.datasets.cifar, 'download_and_extract_archive', refuse)
+    monkeypatch.setattr(builtin, 'download_and_extract_archive', refuse)
     monkeypatch.setattr(builtin, 'download_url', refuse)
 
 
 def test_without_data_and_network_the_remedy_is_told(tmp_path, offline):
     with pytest.raises(ValueError) as e: load_split('cifar10', root=tmp_path)
     assert all(part in str(e.value) for part in (str(tmp_path/BATCHES), 'no network', 'https://', 'UNLEARNING_DATA'))
+
+
+@pytest.mark.parametrize('name, folder', [('cifar10', BATCHES), ('writers', 'QMNIST/raw/qmnist-train-images-idx3-ubyte')])
+def test_what_was_unpacked_in_part_is_not_there(tmp_path, monkeypatch, name, folder):
+    def cut_off(archive, to, remove_finished=False):
+        (half := Path(to)/Path(folder).name).mkdir()
+        (half/'data_batch_1').write_bytes(b'half')
+        raise KeyboardInterrupt
+    monkeypatch.setattr(torchvision.datasets.utils, 'download_url', lambda *args: None)
+    monkeypatch.setattr(torchvision.datasets.utils, 'extract_archive', cut_off)
+    with pytest.raises(KeyboardInterrupt): load_split(name, root=tmp_path)
+    assert not (tmp_path/folder).exists()
 
 
 @pytest.fixture

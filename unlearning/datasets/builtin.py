@@ -7,7 +7,7 @@ __all__ = ['CIFAR10_FILES', 'CHALLENGE', 'CIFAR10N', 'OTHER_ORDER', 'digits', 'c
            'known_part', 'relabelled', 'cifar10n']
 
 # %% ../../nbs/datasets/12_builtin.ipynb #caf1fc2b
-import hashlib, pickle, urllib.error
+import hashlib, os, pickle, tempfile, urllib.error
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ import torch
 from filelock import FileLock
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity, download_url
+from torchvision.datasets.utils import (check_integrity, download_and_extract_archive,
+                                        download_url)
 from .source import Source
 from ..files import write_whole
 from ..images import draw_balanced, in_memory
@@ -77,8 +78,11 @@ def _download_cifar10(root):
     folder = root / CIFAR10.base_folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".cifar-10.lock"):
-            if not folder.is_dir(): CIFAR10(root, download=True)
+        with (FileLock(root / ".cifar-10.lock"),
+              tempfile.TemporaryDirectory(prefix=".cifar-10-", dir=root) as part):
+            if folder.is_dir(): return
+            download_and_extract_archive(CIFAR10.url, root, part, CIFAR10.filename, CIFAR10.tgz_md5)
+            os.replace(Path(part) / CIFAR10.base_folder, folder)
     except (OSError, RuntimeError) as e:
         raise ValueError(f"CIFAR-10 is not in {folder} and could not be downloaded ({e}): "
                          f"{_get_cifar10(root)}") from e

@@ -8,11 +8,12 @@ __all__ = ['GET_CELEBA', 'ATTRIBUTES', 'IDENTITIES', 'PARTITIONS', 'CELEBA_IMAGE
            'celeba', 'writers']
 
 # %% ../../nbs/datasets/14_people.ipynb #1dc52739
-import json
+import json, os, tempfile
 from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from torchvision.datasets import QMNIST
 from .source import Source, decode_once
 from ..files import write_whole
@@ -214,14 +215,25 @@ def celeba(
                   forget_classes=(0, 4) if tuple(attributes) == PAPER_ATTRIBUTES else ())
 
 # %% ../../nbs/datasets/14_people.ipynb #84069738
+def _download_qmnist(root, raw, what, files):
+    root.mkdir(parents=True, exist_ok=True)
+    with (FileLock(root / ".qmnist.lock"),
+          tempfile.TemporaryDirectory(prefix=".qmnist-", dir=root) as part):
+        if any(raw.glob(files)): return
+        QMNIST(part, what, compat=False, download=True)
+        raw.mkdir(parents=True, exist_ok=True)
+        for file in Path(part, "QMNIST", "raw").iterdir(): os.replace(file, raw / file.name)
+
 def _read_qmnist(root, what) -> QMNIST:
     "A part of QMNIST: \"train\" or \"test10k\". `ValueError` if its files cannot be had, or do not fit."
     raw = root / "QMNIST" / "raw"
     how = (f"put QMNIST's four files (github.com/facebookresearch/qmnist) into {raw}, "
            "or set UNLEARNING_DATA to the folder that holds QMNIST/; "
            "delete that folder to download again")
-    here = any(raw.glob(f"qmnist-{what.removesuffix('10k')}-*"))
-    try: found = QMNIST(root, what, compat=False, download=not here)
+    here = any(raw.glob(files := f"qmnist-{what.removesuffix('10k')}-*"))
+    try:
+        if not here: _download_qmnist(root, raw, what, files)
+        found = QMNIST(root, what, compat=False)
     except Exception as e:  # torchvision asserts, and unpacks what was cut off
         raise ValueError(f"QMNIST's {what} files could not be {'read' if here else 'downloaded'} "
                          f"({e!r}): {how}") from e
