@@ -302,6 +302,15 @@ def test_a_column_of_files_names_files(letters, tmp_path):
     with pytest.raises(ValueError, match="names '3', which is not an image under train/"): load_split(letters, forget=path)
 
 
+def test_a_validation_part_of_its_own_is_as_train(letters):
+    dark = replace(letters.train, mean=torch.zeros(1), std=torch.ones(1))
+    split = load_split(letters._replace(val=dark), forget=[1])
+    assert torch.equal(split.val.mean, split.train.mean) and torch.equal(split.val.std, split.train.std)
+    with pytest.raises(ValueError, match='val has the label 5, and there are 2 classes'): load_split(letters._replace(val=replace(dark, labels=dark.labels + 4)), forget=[1])
+    small = in_memory(dark.images[:, :, :4, :4], dark.labels)
+    with pytest.raises(ValueError, match=r'val images of shape \(1, 4, 4\) are not like'): load_split(letters._replace(val=small), forget=[1])
+
+
 def test_two_classes_of_one_name(letters):
     """ImageNet has two cranes."""
     cranes = letters._replace(classes=('crane', 'crane'))

@@ -499,10 +499,10 @@ def class_names(classes, train: Images, test: Images, val: Images | None = None)
     return names
 
 # %% ../nbs/01_images.ipynb #aa05b3d5
-def alike(train: Images, test: Images, mean=None, std=None) -> tuple:
+def alike(train: Images, test: Images, mean=None, std=None, which="test") -> tuple:
     "Both, normalised by `mean` and `std`; None: by train's. `ValueError` if their images differ in shape."
     if test.shape != train.shape:
-        raise ValueError(f"test images of shape {test.shape} "
+        raise ValueError(f"{which} images of shape {test.shape} "
                          f"are not like those of shape {train.shape}: resize them")
     if mean is None and std is None: mean, std = train.mean, train.std
     else: mean, std = stated(mean, std, train.shape[0])

@@ -25,8 +25,8 @@ from .datasets.builtin import cifar10, cifar10n, digits
 from .datasets.folder import image_folder
 from .datasets.people import celeba, choose_identities, whole_identities, writers
 from .datasets.source import Source, data_root
-from .images import (Split, check_forget, check_positions, draw_balanced, forget_copies,
-                               make_split)
+from .images import (Images, Split, alike, check_forget, check_positions, class_names,
+                               draw_balanced, forget_copies, make_split)
 
 # %% ../nbs/19_load.ipynb #9140d7c6
 WAYS = {
@@ -663,6 +663,13 @@ def _divide_images(source: Source, request, seed, val, subset) -> Split:
     return make_split(source.train, source.test, forget, source.classes,
                       source.name, val, subset, seed)
 
+# %% ../nbs/19_load.ipynb #f1d0b844
+def _with_val(split: Split, val: Images) -> Split:
+    "The split with another part. `ValueError` if its images or labels are not like those of train."
+    _, val = alike(split.train, val, which="val")
+    class_names(split.classes, split.train, split.test, val)
+    return replace(split, val=val)
+
 # %% ../nbs/19_load.ipynb #7ab9ee7d
 def load_split(
     dataset="digits",           # a name in SOURCES: "digits", "cifar10", "cifar10n", "folder" …; or a `Source` of your own
@@ -689,7 +696,7 @@ def load_split(
     divide = _divide_people if isinstance(request, (Share, People)) else _divide_images
     split = divide(source, request, seed, val, subset)
     if copies: split = forget_copies(split)
-    return split if source.val is None else replace(split, val=source.val)
+    return split if source.val is None else _with_val(split, source.val)
 
 # %% ../nbs/19_load.ipynb #44126371
 def gone_classes(split: Split) -> list:
