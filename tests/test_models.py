@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from nets import Functional, build, images
 from torch import nn
@@ -192,6 +193,36 @@ def test_wide_convolutions_on_few_positions_are_products(conv, size, product):
 def test_a_compiled_network_is_left_to_its_own_ways():
     compiled = nn.Sequential(torch.compile(nn.Conv2d(512, 512, 3, padding=1), backend='eager'))
     assert 'nullcontext' in type(products_for(compiled, torch.randn(1, 512, 1, 1))).__name__
+
+
+class Wide(nn.Module):
+    """One wide convolution, asked for as its owner asks, and a small head."""
+    def __init__(self, conv, ask): super().__init__(); self.conv, self.ask, self.fc = conv, ask, nn.Linear(conv.out_channels, 10)
+    def forward(self, x): return self.fc(self.ask(self.conv, x).mean((2, 3)))
+
+
+@pytest.mark.parametrize('settings', [(1, 1, 1, 1), ((1,), (1,), (1, 1), 1)])
+def test_stride_and_padding_may_be_single_numbers(settings):
+    net = Wide(nn.Conv2d(256, 256, 3), lambda conv, x: F.conv2d(x, conv.weight, None, *settings))
+    x = torch.randn(2, 256, 2, 2)
+    torch.testing.assert_close(outputs(net, x), net(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_product_has_the_type_and_the_layout_of_the_convolution():
+    conv, x = nn.Conv2d(256, 1024, 1), torch.randn(3, 256, 2, 2)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for mixed in (False, True):
+            with torch.autocast('cpu', torch.bfloat16, enabled=mixed):
+                want = conv(x.to(memory_format=layout))
+                with products_for(conv, x): got = conv(x.to(memory_format=layout))
+            assert (got.dtype, got.stride()) == (want.dtype, want.stride())
+
+
+def test_no_image_and_one_smaller_than_the_kernel_are_as_ever():
+    conv = nn.Conv2d(256, 256, 3)
+    with products_for(conv, X):
+        assert nn.Conv2d(256, 256, 3, padding=1)(torch.randn(0, 256, 2, 2)).shape == (0, 256, 2, 2)
+        with pytest.raises(RuntimeError, match='Kernel size'): conv(torch.randn(2, 256, 2, 2))
 
 
 # N8: logits, whatever comes back

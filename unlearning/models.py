@@ -104,7 +104,7 @@ def _first_taps(inputs, kernel, stride, padding):
     return first if all(0 <= f <= kernel - inputs for f in first) else None
 
 def _with_bias(y, bias):  # N × H × W × C -> N × C × H × W
-    return (y if bias is None else y + bias).permute(0, 3, 1, 2)
+    return (y if bias is None else y + bias.to(y.dtype)).permute(0, 3, 1, 2)
 
 def _at_each_position(x, weight, bias, stride):
     some = x[..., ::stride[0], ::stride[1]].permute(0, 2, 3, 1)
@@ -115,11 +115,11 @@ def as_product(x, weight, bias, stride, padding):
     (n, c, *inputs), kernel = x.shape, weight.shape[2:]
     if (*kernel, *padding) == (1, 1, 0, 0): return _at_each_position(x, weight, bias, stride)
     rows, columns = map(_first_taps, inputs, kernel, stride, padding)
-    if rows is None or columns is None: return None
+    if not rows or not columns: return None  # torch has words for an output without positions
     seen = [weight[:, :, r:r + inputs[0], k:k + inputs[1]] for r in rows for k in columns]
     matrix = torch.stack(seen).permute(0, 1, 3, 4, 2).flatten(2).flatten(0, 1)
     y = x.permute(0, 2, 3, 1).flatten(1) @ matrix.T  # channels last, as they lie
-    return _with_bias(y.view(n, len(rows), len(columns), -1), bias)
+    return _with_bias(y.view(n, len(rows), len(columns), len(weight)), bias)
 
 # %% ../nbs/20_models.ipynb #2f78ce97
 ATTENTIONS = {F.scaled_dot_product_attention: -2, F.multi_head_attention_forward: 0}  # the axis of tokens
@@ -139,9 +139,13 @@ class Products(TorchFunctionMode):
         return key.shape[ATTENTIONS[func]] <= 128
 
     def product(self, x, weight, bias, stride, padding, dilation, groups):
-        plain = groups == 1 and tuple(dilation) == (1, 1) and not isinstance(padding, str)
+        pairs = all(isinstance(v, (tuple, list)) and len(v) == 2
+                    for v in (stride, padding, dilation))
+        plain = pairs and groups == 1 and tuple(dilation) == (1, 1)
         few = x.ndim == 4 and max(x.shape[2:]) <= 4 and weight.numel() >= WIDE
-        return as_product(x, weight, bias, stride, padding) if plain and few else None
+        y = as_product(x, weight, bias, stride, padding) if plain and few else None
+        ordinary = y is not None and x.is_contiguous() and weight.is_contiguous()
+        return y.contiguous() if ordinary else y  # as the convolution would lie
 
 def products_for(model, x):
     "`Products`, but on a GPU, and for a network that is compiled or has a compiled part."
