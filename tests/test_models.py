@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import torchvision
 from nets import Functional, build, images
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from unlearning.models import NETWORKS, copy_network, create_model, depends_on_its_weights, drawn_anew, find_logits, outputs, products_for, unwrap
 
@@ -192,7 +193,9 @@ def test_wide_convolutions_on_few_positions_are_products(conv, size, product):
 
 def test_a_compiled_network_is_left_to_its_own_ways():
     compiled = nn.Sequential(torch.compile(nn.Conv2d(512, 512, 3, padding=1), backend='eager'))
-    assert 'nullcontext' in type(products_for(compiled, torch.randn(1, 512, 1, 1))).__name__
+    in_place = nn.Sequential(nn.Conv2d(512, 512, 3, padding=1))
+    in_place[0].compile(backend='eager')
+    for net in (compiled, in_place): assert 'nullcontext' in type(products_for(net, torch.randn(1, 512, 1, 1))).__name__
 
 
 class Wide(nn.Module):
@@ -201,11 +204,35 @@ class Wide(nn.Module):
     def forward(self, x): return self.fc(self.ask(self.conv, x).mean((2, 3)))
 
 
+def test_a_convolution_that_forward_compiles_stays_one():
+    graphs = []
+    ask = torch.compile(lambda conv, x: conv(x), backend=lambda graph, _: graphs.append(graph.code) or graph.forward)
+    outputs(Wide(nn.Conv2d(256, 256, 3, padding=1), ask), torch.randn(2, 256, 2, 2))
+    assert len(graphs) == 1 and 'conv2d' in graphs[0]
+
+
 @pytest.mark.parametrize('settings', [(1, 1, 1, 1), ((1,), (1,), (1, 1), 1)])
 def test_stride_and_padding_may_be_single_numbers(settings):
     net = Wide(nn.Conv2d(256, 256, 3), lambda conv, x: F.conv2d(x, conv.weight, None, *settings))
     x = torch.randn(2, 256, 2, 2)
     torch.testing.assert_close(outputs(net, x), net(x), rtol=1e-3, atol=1e-3)
+
+
+class Attends(nn.Module):
+    def __init__(self): super().__init__(); self.attention = nn.MultiheadAttention(256, 4, batch_first=True)
+    out_channels = 256
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0].transpose(1, 2)[..., None]
+
+
+@pytest.mark.parametrize('layer', [nn.Conv2d(256, 256, 3, padding=1), Attends()])
+@pytest.mark.parametrize('mixed', [False, True])
+def test_gradient_checkpoints_compute_the_same_again(layer, mixed):
+    net = Wide(layer, lambda layer, x: checkpoint(layer, x, use_reentrant=False))
+    with torch.autocast('cpu', torch.bfloat16, enabled=mixed): value = outputs(net, torch.randn(2, 256, 2, 2)).sum()
+    value.backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_a_product_has_the_type_and_the_layout_of_the_convolution():

@@ -126,10 +126,16 @@ ATTENTIONS = {F.scaled_dot_product_attention: -2, F.multi_head_attention_forward
 
 WIDE = 2**18  # weights of a kernel from which on it matters
 
+# torch has no public way to see whether somebody else decides what is saved for the way backwards
+_saved_otherwise = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks",
+                           lambda tracing: None)
+
 class Products(TorchFunctionMode):
     "Within it, wide convolutions on up to 4 × 4 positions and mixed-precision attention to 128 tokens are products."
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs, y = kwargs or {}, None
+        # a compiler knows better; a gradient checkpoint computes again, outside of this mode
+        if torch.compiler.is_compiling() or _saved_otherwise(False): return func(*args, **kwargs)
         if func is torch.conv2d and len(args) == 7 and not kwargs: y = self.product(*args)
         with sdpa_kernel(SDPBackend.MATH) if self.few_tokens(func, *args[:2]) else nullcontext():
             return func(*args, **kwargs) if y is None else y
@@ -149,7 +155,7 @@ class Products(TorchFunctionMode):
 
 def products_for(model, x):
     "`Products`, but on a GPU, and for a network that is compiled or has a compiled part."
-    compiled = any("_orig_mod" in m._modules for m in model.modules())
+    compiled = any("_orig_mod" in m._modules or m._compiled_call_impl for m in model.modules())
     return nullcontext() if compiled or x.device.type != "cpu" else Products()
 
 # %% ../nbs/20_models.ipynb #31c2e132
