@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
-from unlearning.check import Doubt, check, refuse_accuracy, tolerance
+from unlearning.check import Doubt, check, gradients, refuse_accuracy, tolerance
 from unlearning.images import in_memory, make_split
 from unlearning.load import load_split
 from unlearning.methods.finetune import finetune
@@ -66,6 +67,27 @@ def test_answers_that_are_not_logits(split, model, says):
     for look in (check, lambda m, s: unlearn(m, s, finetune(repair=BRIEF))):
         with pytest.raises(ValueError) as e: look(model, split)
         assert says in str(e.value)
+
+
+class Views(nn.Module):
+    """As an old tutorial flattens."""
+    def __init__(self): super().__init__(); self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(288, 10)
+    def forward(self, x): return self.fc(self.conv(x).view(-1, 288))
+
+
+def test_a_view_of_what_lies_channels_last_is_named(split):
+    colour = lambda part: in_memory(part.take(torch.arange(len(part))).expand(-1, 3, -1, -1), part.labels)
+    with pytest.raises(ValueError, match=r'channels last.*\.flatten\(1\) or \.reshape in place of \.view$'):
+        check(Views(), make_split(colour(split.train), colour(split.test), [0, 1]))
+
+
+def test_a_checkpoint_that_computes_otherwise_is_not_called_reentrant(split):
+    class Otherwise(nn.Module):
+        def __init__(self): super().__init__(); self.conv, self.fc, self.calls = nn.Conv2d(1, 8, 3), nn.Linear(8, 10), 0
+        def half(self, x): self.calls += 1; return self.conv(x)[:, :, self.calls % 2:].relu()
+        def forward(self, x): return self.fc(checkpoint(self.half, x, use_reentrant=False).mean((2, 3)))
+    net = Otherwise()
+    with pytest.raises(CheckpointError): gradients(net(torch.randn(2, 1, 8, 8)).sum(), list(net.parameters()))
 
 
 def test_one_class_only(split):
