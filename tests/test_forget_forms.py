@@ -13,7 +13,7 @@ from PIL import Image
 from unlearning import load
 from unlearning.datasets.builtin import digits
 from unlearning.images import in_memory, make_split
-from unlearning.load import People, Share, gone_classes, load_split, tuning_split
+from unlearning.load import People, Share, gone_classes, load_split, tuning_split, untaught
 from unlearning.models import create_model
 from unlearning.show import STYLES, SAID, accuracies, plot_history
 from unlearning.training import Training, class_weights, cross_entropy, fit
@@ -405,6 +405,7 @@ def test_subset_of_nothing_is_all(): assert load_split('digits', subset=None).fi
 
 # D13 again: whoever trains on what is retained knows which class is gone
 
+from unlearning.request import set_apart
 from unlearning.study import Study, run_study
 from unlearning.unlearn import Recipe, Repair, unlearn
 
@@ -422,11 +423,15 @@ def test_a_weighted_study_without_the_class(no_threes, tmp_path):
     assert not results.failures
 
 
-def test_a_class_missing_from_train_is_still_refused():
-    digit = digits()
-    few = digit.train[np.flatnonzero(LABELS != 3)]
-    split = make_split(few, digit.test, range(50), digit.classes)
-    with pytest.raises(ValueError, match='class 3 has no training image'): unlearn(create_model('small', 10, 1, 8), split, Recipe(name='weighted', phases=(Repair(training=WEIGHTED),)))
+def test_a_weighted_request_after_one_that_took_a_class(no_threes, tmp_path):
+    """Of the class no image is left to weigh, and the network has its output still."""
+    later, _ = set_apart(make_split(no_threes.train, no_threes.test, np.flatnonzero(no_threes.train.labels == 5)[:20], no_threes.classes),
+                         np.flatnonzero(no_threes.train.labels == 3))
+    assert gone_classes(later) == [] and untaught(later) == untaught(no_threes) == [3]
+    recipe = Recipe(name='weighted', phases=(Repair(training=WEIGHTED),))
+    unlearn(create_model('small', 10, 1, 8), later, recipe)
+    assert not run_study(Study(later, {'weighted': recipe}, tmp_path, training=WEIGHTED, seeds=2, jobs=1), progress=False).failures
+    with pytest.raises(ValueError, match='class 3 has no training image'): fit(create_model('small', 10, 1, 8), later.retain, WEIGHTED)
 
 
 @pytest.mark.parametrize('forget, val, says', [

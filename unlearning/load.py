@@ -10,7 +10,7 @@ __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'ONE_LINE', '
            'lines_of', 'whole', 'numbers_of', 'cells_of', 'refuse_unsure', 'rows_of', 'look_up', 'refuse_names',
            'from_lines', 'refuse_long', 'from_table', 'from_json', 'from_npy', 'by_file', 'meant', 'positions', 'Share',
            'People', 'options_of', 'takes_any', 'refuse_option', 'as_count', 'load_source', 'load_split',
-           'gone_classes', 'tuning_split', 'wrong_labels', 'listed', 'with_truth', 'with_identities']
+           'gone_classes', 'untaught', 'tuning_split', 'wrong_labels', 'listed', 'with_truth', 'with_identities']
 
 # %% ../nbs/19_load.ipynb #6986e38c
 import csv, difflib, inspect, io, json, math, os, posixpath, re, unicodedata, warnings
@@ -703,6 +703,10 @@ def gone_classes(split: Split) -> list:
     "The classes of which every training image is to be forgotten, by number."
     labels = lambda part: set(part.labels.unique().tolist())
     return sorted(labels(split.forget) - labels(split.retain))
+
+def untaught(split: Split) -> list:
+    "The classes of which no image is retained, by number: those, and what was gone before."
+    return sorted(set(range(len(split.classes))) - set(split.retain.labels.unique().tolist()))
 
 # %% ../nbs/19_load.ipynb #e5946f3f
 def _other_images(split, free, val, spanning, rng) -> tuple:  # positions in train: to hold out, to forget, to leave out

@@ -36,7 +36,7 @@ from torch import nn
 # %% ../nbs/81_study.ipynb #0b9cafa6
 from .augment import AUGMENTATIONS
 from .images import Split, as_numpy, pixel_files, read_split, save_split, shared_split
-from .load import gone_classes
+from .load import untaught
 from .ensemble import (ROW, Store, Task, Unfit, architecture, claim, describe, hash_of,
                                  progress_bar, raise_errors, run_tasks, unwritable, whole)
 from .metrics.accuracy import accuracy
@@ -532,7 +532,7 @@ class Maker(Setup):
         images, seed = (split.train if task.method == "original" else split.retain,
                         training_seed(task))
         model = self.plan.fresh(seed)
-        loss = cross_entropy(self.training, images, gone_classes(split))
+        loss = cross_entropy(self.training, images, untaught(split))
         history = fit(model, images, self.training, seed, loss,
                       checkpoint=self.store.checkpoint(task))
         return model, sum(epoch["seconds"] for epoch in history)

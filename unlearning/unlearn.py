@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 from .check import check
 from .images import Batch, Split, batches, spread_out
-from .load import gone_classes
+from .load import untaught
 from .models import at_least_float32, copy_network, follow_dtype, outputs
 from .show import accuracies
 from .training import (Stepper, Training, cross_entropy, deterministic, fit,
@@ -322,7 +322,7 @@ class Repair(Phase):
 def repair(run: Run, phase: Repair):
     "One repair phase: the one training loop, with the phase's retain loss and the constraints."
     images, settings = phase.data(run), phase.training
-    ordinary = cross_entropy(settings, images, gone_classes(run.split))
+    ordinary = cross_entropy(settings, images, untaught(run.split))
     total, gone = phase.steps(run.split)[1], 0
     def loss(logits, batch):
         return (phase.retain(run, logits, batch, ordinary)

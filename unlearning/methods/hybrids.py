@@ -9,7 +9,7 @@ __all__ = ['witness', 'WitnessRelabel', 'soft_witness', 'surgery_dual']
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
-from ..load import gone_classes
+from ..load import untaught
 from .activation_pruning import activation_pruning
 from .dual import dual
 from .gradient_surgery import Ascend, OrthogonalToRetain
@@ -23,7 +23,7 @@ from ..unlearn import Erase, ForgetLoss, Recipe, Repair, stream
 def witness(run, training: Training):
     "A fresh network, trained on retain alone: it has never seen a forget image."
     network, retain = drawn_anew(run.student).to(run.split.train.device), run.split.retain
-    loss = cross_entropy(training, retain, gone_classes(run.split))
+    loss = cross_entropy(training, retain, untaught(run.split))
     fit(network, retain, training, stream(run.seed, "witness", 0), loss)
     return network.eval().requires_grad_(False)
 
