@@ -1,5 +1,6 @@
 """What was removed can be proved by its owner and read by nobody else; what is handed over is there whole, or not at all."""
 import errno, hashlib, json, multiprocessing, os, random, re, resource, shutil, signal, stat, subprocess, sys, time, warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -169,6 +170,12 @@ def test_name_found_in_either_unicode(tmp_path, tree):
     source = load_source('folder', tmp_path/'t')
     made = make_manifest(load_split(source, forget=['cat/Ame\u0301lie.png']), KEY, '1', source.paths)
     assert parts(made, name='cat/Am\u00e9lie.png') == parts(made, name='cat/Ame\u0301lie.png') == ['forget']
+
+
+def test_names_may_be_paths(made, source):
+    paths = [Path(name) for name in source.paths]
+    assert make_manifest(load_split(source, forget=FORGET), KEY, '2031-07', paths) == made
+    assert parts(made, name=Path(FORGET[2])) == parts(made, name=FORGET[2]) == ['forget']
 
 
 def test_nothing_is_in_the_clear(made, source, tree):
@@ -591,7 +598,7 @@ def test_next_request_cites_its_predecessor(tmp_path):
     json.dumps(earlier._asdict())
 
 
-@pytest.mark.parametrize('report', [b'', b'{', b'[1]', b'null', b'"text"', b'\xff', b'[' * 100_000, b'1' * 5000, json.dumps(REPORT).encode() + b' ' * 2**24, {}, dict(request='7'), dict(request=dict(id=7)),
+@pytest.mark.parametrize('report', [b'', b'{', b'[1]', b'null', b'"text"', b'\xff', b'[' * 100_000, b'1' * 5000, {}, dict(request='7'), dict(request=dict(id=7)),
                                     dict(request=dict(id='')), dict(request=dict(id='a' * 5000)), dict(request=dict(id='a\nb')), dict(request=dict(id='7'), weights=dict(after='7')),
                                     dict(request=dict(id='7'), weights=[H]), dict(request=dict(id='7'), weights=dict(after=H.replace('0', 'G')))])
 def test_malformed_report(tmp_path, report):
@@ -601,9 +608,17 @@ def test_malformed_report(tmp_path, report):
 
 def test_what_is_too_large_is_not_read(tmp_path, keyfile):
     """Were it read to its end, a report of many gigabytes would fill the memory."""
-    with pytest.raises(ValueError, match='larger than 16,777,216 bytes'): predecessor(handed(tmp_path, json.dumps(REPORT).encode() + b' ' * 2**24))
+    def endless(path): path.touch(); os.truncate(path, 2**28 + 1)
+    with pytest.raises(ValueError, match='larger than 268,435,456 bytes'): predecessor(hand_over(tmp_path/'earlier', {'report.json': endless}))
     with open(keyfile, 'a') as f: f.write(' ' * 1000)
     with pytest.raises(ValueError, match='larger than 1,000 bytes'): read_key(keyfile, tmp_path/'out')
+
+
+def test_a_report_on_many_images_is_read(tmp_path):
+    """It has a rank of each."""
+    rows = [[97.5, 95.1, 99.9]] * 215_000
+    folder = handed(tmp_path, json.dumps(REPORT | dict(ranks=dict(before=rows, after=rows)), indent=1).encode())
+    assert os.path.getsize(folder/'report.json') > module.LARGEST and predecessor(folder).request == '2031-07'
 
 
 def test_report_that_was_changed_afterwards(tmp_path):

@@ -108,6 +108,7 @@ def _content(key, request, image) -> str:  # image: uint8 or floats in [0, 1], C
 def _name(key, request, part, name) -> str:
     "Of a path or a position in a set; retain and forget are both of train."
     part = "train" if part in ("retain", "forget") else part
+    if isinstance(name, os.PathLike): name = Path(name).as_posix()
     name = unicodedata.normalize("NFC", name) if isinstance(name, str) else int(name)
     return keyed(key, request, "name", [part, name])
 
@@ -368,8 +369,8 @@ def hand_over(
     return folder
 
 # %% ../nbs/93_manifest.ipynb #19b854f1
-LARGEST = 2**24  # bytes of a report, or of a list of files
-LONGEST = 2**28  # of a manifest, with those before it: about a million images
+LARGEST = 2**24  # bytes of a list of files
+LONGEST = 2**28  # of a report; of a manifest, with those before it: about a million images
 
 def read_sums(folder) -> dict:  # name: SHA-256
     "SHA256SUMS of a folder. `ValueError` if it is malformed, or a name in it leads out of the folder."
@@ -416,10 +417,10 @@ class Predecessor(NamedTuple):
         return weights_fingerprint(model) == self.weights
 
 # %% ../nbs/93_manifest.ipynb #c0bf3531
-def _read_report(folder, name="report.json", most=LARGEST) -> dict:
+def _read_report(folder, name="report.json") -> dict:
     "A JSON file of a folder. `ValueError` if it is not what SHA256SUMS says, or no JSON object."
     path, wanted = Path(folder)/name, read_sums(folder).get(name)
-    data = _read_limited(path, most)
+    data = _read_limited(path, LONGEST)
     if hashlib.sha256(data).hexdigest() != wanted:
         raise ValueError(f"{path} is not the file that {SUMS} names: "
                          "take the folder as it was handed over")
@@ -451,7 +452,7 @@ def predecessor(folder) -> Predecessor:
 # %% ../nbs/93_manifest.ipynb #93115ted
 def _named(earlier: Predecessor, key) -> list:
     "The manifests of a request and of those before it, but for those about wrong labels."
-    manifest = _read_report(earlier.folder, "manifest.json", LONGEST)
+    manifest = _read_report(earlier.folder, "manifest.json")
     _refuse_other(manifest, key)
     before = manifest.pop("earlier", [])
     for one in before: _refuse_other(one, key)
