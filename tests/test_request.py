@@ -629,6 +629,25 @@ def test_pseudo_requests_leave_the_named_images_alone(source):
     assert torch.equal(again.forget.indices, request.forget.indices)
 
 
+def test_no_copy_of_a_drawn_image_goes_on_being_taught_and_no_more_are_drawn(source):
+    twice, named = source.train[np.r_[0:900, 0:900]], range(0, 600, 15)
+    split = make_split(twice, source.test, named, source.classes, copies=True)
+    for seed in range(3):
+        drawn = pseudo_request(split, halves(source.test)[0], seed)
+        assert len(drawn.forget) == len(split.forget) == 80 and not len(drawn.copies.query('part == "retain"'))
+        assert not set(pixel_hashes(drawn.train)) & set(pixel_hashes(split.forget))
+    stay = make_split(twice, source.test, named, source.classes)  # as a study's copies may
+    assert len(pseudo_request(stay, halves(source.test)[0], 0).forget) == 40
+
+
+def test_an_image_of_more_copies_than_are_named_is_not_drawn_beside_others(source):
+    blank = np.r_[0:900, np.repeat(7, 60)]  # beside 90 others of its class
+    split = make_split(source.train[blank], source.test, range(0, 600, 15), source.classes, copies=True)
+    for seed in range(8):
+        drawn = pseudo_request(split, halves(source.test)[0], seed)
+        assert not len(drawn.copies.query('part == "retain"')) and 35 <= len(drawn.forget) <= 40
+
+
 def test_whole_people_are_drawn_where_people_are_named():
     split = load_split('writers', forget=Share(0.02), subset=3000)
     tuning, _ = halves(split.test)

@@ -14,11 +14,11 @@ __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_S
 import inspect, math, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 import numpy as np
 import pandas as pd
 import torch
-from .images import Images, Split, make_split, pixel_hashes
+from .images import Images, Split, copy_hashes, make_split, pixel_hashes
 from .methods.budget import WITHIN, Budget, TooDear, numbers_used, priced
 from .metrics.evidence import ranks
 from .metrics.forget_quality import statistic
@@ -43,7 +43,7 @@ def halves(test: Images) -> tuple:  # Images that tune, Images that are evidence
 # %% ../nbs/94_auto.ipynb #816f02c0
 FEW = "too few to draw a request like it; name a recipe instead of a search"
 
-def _like(split: Split, rng) -> np.ndarray:
+def _like(split: Split, rng, twin=None) -> np.ndarray:  # twin: see `_twins`
     "Positions in retain: of each class as many images as the request names; of people, whole ones, as many images."
     if whole_people(split): return _people(split, rng)
     labels = split.retain.labels.cpu().numpy()
@@ -53,7 +53,7 @@ def _like(split: Split, rng) -> np.ndarray:
         n, c = wanted[short[0]], split.classes[short[0]]
         raise ValueError(f"{n} images of class {c} are to be forgotten "
                          f"and {there[short[0]]} are retained: {FEW}")
-    drawn = [rng.choice(np.flatnonzero(labels == c), n, replace=False)
+    drawn = [_drawn(np.flatnonzero(labels == c), n, rng, twin)
              for c, n in enumerate(wanted) if n]
     return np.sort(np.concatenate(drawn))
 
@@ -83,10 +83,31 @@ def _people(split, rng):
                          f"like them would be drawn of {len(order)} retained, {FEW}")
     return np.flatnonzero(np.isin(who, people[chosen]))
 
+# %% ../nbs/94_auto.ipynb #c3aaa68b
+def _twins(split) -> np.ndarray:
+    "Of each retained image a number, which its copies share; not where the request itself lets copies stay."
+    if (split.copies.part == "retain").any(): return np.arange(len(split.retain))
+    hashes = [h.hex() for h in copy_hashes(split.retain)]
+    return np.unique(hashes, return_inverse=True)[1]
+
+def _drawn(at, n, rng, twin=None) -> np.ndarray:
+    "So many of these positions; by `twin` one each of images that, copies and all, are no more, if there are such."
+    if twin is None: return rng.choice(at, n, replace=False)
+    many, left, fit = np.bincount(twin)[twin], n, []
+    few = at[many[at] <= n]
+    drawn = rng.choice(few if len(few) else at, min(n, len(few) or n), replace=False)
+    for i in drawn[np.sort(np.unique(twin[drawn], return_index=True)[1])]:  # of copies the first
+        if fit and many[i] > left: continue
+        fit.append(i)
+        left -= many[i]
+    return np.array(fit)
+
 # %% ../nbs/94_auto.ipynb #6efda508
-def pseudo_request(split: Split, unseen: Images, seed: int) -> Split:
+def pseudo_request(split: Split, unseen: Images, seed: int, twin=None) -> Split:  # twin: see `_twins`
     "A request like that of `split`, drawn from retain, with `unseen` as its test set. The named images are in no part."
-    at = _like(split, np.random.default_rng([seed, 0xFA15E]))
+    twin = _twins(split) if twin is None else twin
+    at = _like(split, np.random.default_rng([seed, 0xFA15E]), twin)
+    at = np.flatnonzero(np.isin(twin, twin[at]))
     return make_split(split.retain, unseen, at, split.classes, split.name)
 
 # %% ../nbs/94_auto.ipynb #0293f298
@@ -140,7 +161,10 @@ class Ground:
         self.before = {seed: self.seen(model, self.request(seed)) for seed in seeds}
         self.was_right = right(model, unseen)
 
-    def request(self, seed) -> Split: return pseudo_request(self.split, self.unseen, seed)
+    @cached_property
+    def twin(self): return _twins(self.split)  # all images are hashed for it
+    def request(self, seed) -> Split:
+        return pseudo_request(self.split, self.unseen, seed, self.twin)
     def seen(self, net, request) -> np.ndarray: return _ranks(net, request.forget, self.unseen)
     def left(self, now, before) -> float: return 100 * trace(now) / trace(before)
     def worth(self, lost) -> float: return max(0., lost)  # a gain of test accuracy is no excuse
