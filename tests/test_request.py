@@ -18,7 +18,7 @@ from torch import nn
 from unlearning import request
 from unlearning.auto import NO_USE, halves, pseudo_request, whole_people
 from unlearning.check import Doubt
-from unlearning.images import make_split, pixel_hashes
+from unlearning.images import copy_hashes, make_split, pixel_hashes
 from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
@@ -287,6 +287,8 @@ def test_the_same_request_gives_the_same_weights(asked):
     (dict(id='a/b'), "id is 'a/b'"), (dict(budget=0.), 'budget is 0.0'), (dict(budget=150.), 'budget is 150.0: .*100 at most'), (dict(references=2), 'references is 2: 4 at least'),
     (dict(recipe='fine'), "no recipe 'fine'"), (dict(train='mine'), "train is 'mine': pass a function"), (dict(max_test_drop=float('nan')), 'max_test_drop is nan'),
     (dict(max_test_drop=float('inf')), 'max_test_drop is inf'), (dict(train=functools.partial(print, iter([]))), 'train cannot be written down'),
+    (dict(train=lambda keep: None), r'train is called with \(positions in train, seed\), .*too many positional'),
+    (dict(train=lambda keep, seed, n: None), r"train is called with .*missing a required argument: 'n'.*functools.partial"),
     (dict(trials=0), 'trials is 0'), (dict(asked_on='soon'), "asked_on is 'soon'")])
 def test_settings_that_cannot_be(asked, more, match):
     with pytest.raises(ValueError, match=match): asked(**more)
@@ -319,6 +321,13 @@ def test_images_of_which_there_is_one_a_person_are_no_people(source, tmp_path):
     people = tmp_path / 'people.csv'
     people.write_text('path,identity\n' + ''.join(f'{path},{i}\n' for i, path in enumerate(source.paths)))
     assert not whole_people(load_split(with_identities(source, people), forget=source.paths[:40]))
+
+
+def test_copies_among_retained_images_count_once(given, source, training):
+    net = load_weights(build(given['builder'], 10), given['checkpoint'])
+    twice = make_split(source.train[np.r_[0:900, 0:900]], source.test, range(30), source.classes, copies=True)
+    found = copy_hashes(request.looked_at(Request(net, twice, training, 'finetune'))['retain'])
+    assert len(found) == len(set(found))
 
 
 def test_copies_say_nothing_twice(asked):
@@ -841,6 +850,11 @@ def test_test_images_that_were_trained_on_are_none(given, source, training):
     whole = load_split(source, forget=Path(given['forget']))
     with pytest.raises(ValueError, match='in the half that chooses the recipe'):
         Request(net, whole, training, 'finetune', comparable=halves(whole.test)[0])
+
+
+def test_a_training_function_may_have_its_other_arguments_given(asked):
+    def retrain(keep, seed, n, slow=False): pass
+    for train in (functools.partial(retrain, n=3), lambda *whatever: None, dict): asked(train=train)
 
 
 def test_any_callable_may_train(compared):
