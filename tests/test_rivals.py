@@ -14,7 +14,7 @@ from torch import nn
 from unlearning.images import batches
 from unlearning.load import load_split
 from unlearning.activations import masks
-from unlearning.images import scaled
+from unlearning.images import make_split, scaled
 from unlearning.methods.activation_pruning import PruneActivations, PruneOwn, activation_pruning, mean_activations
 from unlearning.methods.amun import amun, neighbours
 import unlearning.methods.budget as pricing
@@ -715,3 +715,18 @@ def test_temperatures_are_above_0(make, wrong):
 @pytest.mark.parametrize('wrong', [dict(first=99), dict(last=90), dict(last=-0.1), dict(first=float('nan'))])
 def test_percentiles_of_pruning_are_shares(wrong):
     with pytest.raises(ValueError, match='use 0 to 1'): activation_pruning(**wrong)
+
+
+def test_a_class_that_only_a_held_out_part_shows_has_no_weight_in_the_rest(split):
+    """With one 5 retained, chance decides on which side it lies."""
+    fives = (split.train.labels == 5).nonzero().flatten().tolist()
+    kept = split.train[[i for i in range(len(split.train)) if i not in fives[1:]]]
+    rare = make_split(kept, split.test, [i for i in range(40) if kept.labels[i] != 5], split.classes)
+    part = PartRepair(training=replace(SHORT, epochs=0.1, class_weights=True), which='the rest')
+    for seed in range(30): unlearn(create_model('small', 10, 1, 8), rare, Recipe(name='part', phases=(part,)), seed)
+
+
+def test_neighbours_that_are_taken_for_no_class_leave_class_weights_to_the_classes(split):
+    wide = create_model('small', 13, 1, 8)
+    with torch.no_grad(): wide[-1].bias[12] = 9.  # it takes most for its last output
+    unlearn(wide, split, amun(steps=10, repair=replace(SHORT, class_weights=True)))

@@ -532,7 +532,7 @@ class Maker(Setup):
         images, seed = (split.train if task.method == "original" else split.retain,
                         training_seed(task))
         model = self.plan.fresh(seed)
-        loss = cross_entropy(self.training, images, untaught(split))
+        loss = cross_entropy(self.training, images, untaught(images, split))
         history = fit(model, images, self.training, seed, loss,
                       checkpoint=self.store.checkpoint(task))
         return model, sum(epoch["seconds"] for epoch in history)

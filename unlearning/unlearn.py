@@ -322,7 +322,7 @@ class Repair(Phase):
 def repair(run: Run, phase: Repair):
     "One repair phase: the one training loop, with the phase's retain loss and the constraints."
     images, settings = phase.data(run), phase.training
-    ordinary = cross_entropy(settings, images, untaught(run.split))
+    ordinary = cross_entropy(settings, images, untaught(images, run.split))
     total, gone = phase.steps(run.split)[1], 0
     def loss(logits, batch):
         return (phase.retain(run, logits, batch, ordinary)

@@ -23,7 +23,7 @@ from ..unlearn import Erase, ForgetLoss, Recipe, Repair, stream
 def witness(run, training: Training):
     "A fresh network, trained on retain alone: it has never seen a forget image."
     network, retain = drawn_anew(run.student).to(run.split.train.device), run.split.retain
-    loss = cross_entropy(training, retain, untaught(run.split))
+    loss = cross_entropy(training, retain, untaught(retain, run.split))
     fit(network, retain, training, stream(run.seed, "witness", 0), loss)
     return network.eval().requires_grad_(False)
 
