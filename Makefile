@@ -71,7 +71,7 @@ site: $(READY)  ## the web site of all pages, from the outputs that are committe
 # A test that hangs is ended after half an hour, and named.
 PYTEST := -m pytest -q -rs -n $(WORKERS) --dist worksteal --durations 10 --timeout 1800 -o empty_parameter_set_mark=fail_at_collect
 
-test: $(READY)  ## one pytest run over the pages and tests/, without the longest: two tours, the experiments, requests and the site
+test: $(READY)  ## one pytest run over the pages and tests/, without the longest: two tours, most experiments, some requests and the site
 	@$(BIN)/python $(PYTEST) -m "not slow"
 
 test-all: $(READY)  ## those too, as continuous integration does

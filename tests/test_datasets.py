@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import Subset
 
 from unlearning import load
-from unlearning.datasets import builtin
+from unlearning.datasets import builtin, people
 from unlearning.datasets.source import data_root, project_root
 from unlearning.datasets.yours import from_dataset
 from unlearning.images import ImageFile
@@ -170,6 +170,20 @@ def test_what_was_unpacked_in_part_is_not_there(tmp_path, monkeypatch, name, fol
     monkeypatch.setattr(torchvision.datasets.utils, 'extract_archive', cut_off)
     with pytest.raises(KeyboardInterrupt): load_split(name, root=tmp_path)
     assert not (tmp_path/folder).exists()
+
+
+def test_a_kill_between_two_files_of_qmnist_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
+    def unpacked(part, *args, **kw):
+        (raw := Path(part)/'QMNIST'/'raw').mkdir(parents=True)
+        for name in ('qmnist-train-images-idx3-ubyte', 'qmnist-train-labels-idx2-int'): (raw/name).write_bytes(b'whole')
+    moved, move = [], os.replace
+    def killed(source, to):
+        if moved: raise KeyboardInterrupt
+        moved.append(move(source, to))
+    monkeypatch.setattr(people, 'QMNIST', unpacked)
+    monkeypatch.setattr(os, 'replace', killed)
+    with pytest.raises(KeyboardInterrupt): load_split('writers', root=tmp_path)
+    assert [f.name for f in (tmp_path/'QMNIST'/'raw').iterdir()] == ['qmnist-train-labels-idx2-int']  # images are looked for
 
 
 @pytest.fixture

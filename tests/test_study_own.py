@@ -542,7 +542,7 @@ def drawn_by_numpy(num_classes, in_channels, image_size):
 
 
 @pytest.mark.parametrize('network, said', [(drawn_beside, 'persistent buffer'), (nn.Sequential(nn.Flatten(), Redrawn(64, 10)), 'persistent buffer'),
-                                           (drawn_by_numpy, 'other weights under the same seed')])
+                                           (drawn_by_numpy, 'another .1.weight. under the same seed')])
 def test_a_network_that_its_seed_and_its_weights_do_not_bring_back_is_refused_before_the_work(network, said, tmp_path):
     with pytest.raises(ValueError, match=said): run(tiny(tmp_path, network=network))
     assert not networks(tmp_path)

@@ -183,7 +183,8 @@ class ImageFile:
 # %% ../nbs/01_images.ipynb #4f192b7a
 def as_bytes(x) -> np.ndarray:
     "Floats in [0, 1] as the bytes from which they were made; as float32, if one of them is no k/255."
-    x, rounding = x.clip(0, 1), max(np.finfo(x.dtype).eps, np.finfo(np.float32).eps)
+    if x.size and (x.min() < 0 or x.max() > 1): x = x.clip(0, 1)
+    rounding = max(np.finfo(x.dtype).eps, np.finfo(np.float32).eps)
     nearest = np.rint(255 * x).astype(np.uint8)
     exact = all((np.abs(k / 255 - v) <= rounding).all() for k, v in zip(nearest, x))
     return nearest if exact else x.astype(np.float32)
@@ -228,7 +229,8 @@ def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to p
     if floats and -1e-3 <= low and high <= 1 + 1e-3: return "", how  # an interpolation rounds
     words = f"values from {low:g} to {high:g}"
     if floats and overshoots(x):
-        return f"{words} overshoot, as a bicubic resize makes them", f"{how}.clip(0, 1)"
+        signed = f", or ({how} + 1) / 2 if what is below 0 means something" * bool(high <= 1)
+        return f"{words} overshoot, as after a bicubic resize", f"{how}.clip(0, 1){signed}"
     if low < -1 or low < 0 and high > 1:
         return f"{words} seem to be normalised already", f"{how} * std + mean"
     if low < 0: return words, f"({how} + 1) / 2"

@@ -307,22 +307,21 @@ def _column(header, origin, has_paths) -> int:
 ONE_LINE = ("{}, {}, has a cell of several lines: is a quote not closed there? "
             "Put each image on one line")
 
-def cells_of(text: str, origin) -> list:  # (place, cells, whether a # stands first, in no quotes)
+def cells_of(text: str, origin) -> list:  # (place, cells)
     "All that is in a table with commas, semicolons or tabs."
     lines = [*io.StringIO(text, newline=None)]  # splitlines would cut at U+2028, too
     header = next((line for line in lines if line.strip() and not line.startswith("#")), "")
     rows = csv.reader(lines, delimiter=max(",;\t", key=header.count), strict=True)
-    try: found = [(f"line {(n := rows.line_num)}", row, lines[n - 1][0] == "#") for row in rows]
+    try: found = [(f"line {rows.line_num}", row) for row in rows]
     except csv.Error as e:
         raise ValueError(f"{origin}, line {rows.line_num}, is not a row of a table ({e})") from e
-    for place, row, _ in found:
+    for place, row in found:
         if any("\n" in cell.strip() for cell in row):
             raise ValueError(ONE_LINE.format(origin, place))
     return [row for row in found if "".join(row[1]).strip()]
 
 # %% ../nbs/19_load.ipynb #55058bd4
-UNSURE = ("{}, {}, may be a comment or a row: put its first cell in quotes (it is a row), "
-          "or take it out")
+UNSURE = "{}, {}, may be a comment or a row: take the line out, or the # off its first cell"
 
 def refuse_unsure(place, row, header, origin, known):
     "`ValueError`: what begins as a comment does has an image where rows have theirs."
@@ -334,8 +333,8 @@ def refuse_unsure(place, row, header, origin, known):
 def rows_of(text: str, origin, known=()) -> list:  # (place, cells)
     "Rows of a table without comments. What names an image of `known` with a # is none."
     image, rows = lambda cell: "#" in cell and names_image(cell.strip(), known), []
-    for place, row, marked in cells_of(text, origin):
-        if not marked or any(map(image, row)): rows.append((place, row))
+    for place, row in cells_of(text, origin):
+        if not row[0].startswith("#") or any(map(image, row)): rows.append((place, row))
         elif rows and len(header := rows[0][1]) > 1:
             refuse_unsure(place, row, header, origin, known)
     return rows

@@ -215,14 +215,16 @@ def celeba(
                   forget_classes=(0, 4) if tuple(attributes) == PAPER_ATTRIBUTES else ())
 
 # %% ../../nbs/datasets/14_people.ipynb #84069738
-def _download_qmnist(root, raw, what, files):
+def _download_qmnist(root, raw, what, images):
     root.mkdir(parents=True, exist_ok=True)
     with (FileLock(root / ".qmnist.lock"),
           tempfile.TemporaryDirectory(prefix=".qmnist-", dir=root) as part):
-        if any(raw.glob(files)): return
+        if any(raw.glob(images)): return
         QMNIST(part, what, compat=False, download=True)
         raw.mkdir(parents=True, exist_ok=True)
-        for file in Path(part, "QMNIST", "raw").iterdir(): os.replace(file, raw / file.name)
+        whole = [f for f in Path(part, "QMNIST", "raw").iterdir() if f.suffix != ".gz"]
+        for file in sorted(whole, key=lambda f: "images" in f.name):  # what is looked for comes last
+            os.replace(file, raw / file.name)
 
 def _read_qmnist(root, what) -> QMNIST:
     "A part of QMNIST: \"train\" or \"test10k\". `ValueError` if its files cannot be had, or do not fit."
@@ -230,9 +232,9 @@ def _read_qmnist(root, what) -> QMNIST:
     how = (f"put QMNIST's four files (github.com/facebookresearch/qmnist) into {raw}, "
            "or set UNLEARNING_DATA to the folder that holds QMNIST/; "
            "delete that folder to download again")
-    here = any(raw.glob(files := f"qmnist-{what.removesuffix('10k')}-*"))
+    here = any(raw.glob(images := f"qmnist-{what.removesuffix('10k')}-images-*"))
     try:
-        if not here: _download_qmnist(root, raw, what, files)
+        if not here: _download_qmnist(root, raw, what, images)
         found = QMNIST(root, what, compat=False)
     except Exception as e:  # torchvision asserts, and unpacks what was cut off
         raise ValueError(f"QMNIST's {what} files could not be {'read' if here else 'downloaded'} "

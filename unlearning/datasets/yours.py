@@ -128,21 +128,24 @@ def steady(dataset, which="train", channels=None) -> list:
     return once
 
 # %% ../../nbs/datasets/16_yours.ipynb #a99a1aae
-def refuse_overshoot(x):
+def refuse_overshoot(images, values: Values):
     "`ValueError` if floats are no normalised pixels, but pixels a little beyond [0, 1]."
+    x = np.concatenate([a.ravel() for a in images])
     if not overshoots(x): return
+    if values.mean is not None and values.pixels(np.stack(images)).dtype == np.uint8:
+        return  # bytes come of it, so they were normalised
     raise ValueError(f"values go from {x.min():.3g} to {x.max():.3g}: pixels that overshoot, as "
                      "a bicubic resize of floats makes them; end the transform with "
-                     "v2.Lambda(lambda x: x.clamp(0, 1)) (if it normalises, leave that out, "
-                     "and pass mean= and std=)")
+                     "v2.Lambda(lambda x: x.clamp(0, 1)), or scale to [0, 1] what is below 0 "
+                     "for a reason (if it normalises, leave that out, and pass mean= and std=)")
 
 def look(dataset, channels=None, mean=None, std=None) -> Values:
     "What a data set gives. `ValueError` if it gives something else each time."
     once = steady(dataset, channels=channels)
     beyond = lambda a: a.min() < -1e-3 or a.max() > 1 + 1e-3  # an interpolation rounds
     normalised = once[0].dtype.kind == "f" and any(map(beyond, once))
-    if normalised: refuse_overshoot(np.concatenate([a.ravel() for a in once]))
     values = Values(once[0].shape, once[0].dtype, normalised, mean, std, channels)
+    if normalised: refuse_overshoot([a for a in once if a.shape == values.shape], values)
     return values._replace(size=values.pixels(
         np.stack([a for a in once if a.shape == values.shape])).dtype.itemsize)
 
@@ -173,6 +176,7 @@ def look_alike(dataset, which: str, values: Values):
     images = steady(dataset, which, values.channels)
     for i, image in zip(spread_out(len(dataset), 16), images):
         refuse_unlike(image, values, f"item {i} of {which}")
+    values.pixels(np.stack(images))  # says what is wrong with their values
 
 # %% ../../nbs/datasets/16_yours.ipynb #1c99aec6
 def joined(parts) -> np.ndarray:

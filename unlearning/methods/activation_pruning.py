@@ -38,7 +38,8 @@ class PruneActivations(Edit):
 
     def __post_init__(self):
         for name, q in (("first", self.first), ("last", self.last)):
-            if not 0 <= q <= 1: raise ValueError(f"{name} is {q}: use 0 to 1 (0.99 for the 99th percentile)")
+            if not 0 <= q <= 1:
+                raise ValueError(f"{name} is {q}: use 0 to 1 (0.99 for the 99th percentile)")
 
     def start(self, run):
         run.student = place_masks(run.student, next(batches(run.split.forget, 2)).x)

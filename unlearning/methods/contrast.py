@@ -65,5 +65,5 @@ def contrast(
 ) -> Recipe:
     "Towards the uniform answer, then contrastive rounds, each with an epoch on retain."
     round = forget, Repair(training=repair, keep="repairs")
-    return Recipe(name="contrast", title="Contrast", source=source,
-                  phases=(Erase(forget=TowardsUniform(), **dict(train=True) | first), *round * rounds))
+    phases = Erase(forget=TowardsUniform(), **dict(train=True) | first), *round * rounds
+    return Recipe(name="contrast", title="Contrast", source=source, phases=phases)
