@@ -557,6 +557,15 @@ def test_what_can_be_known_before_all_is_read_is_said_before(wrong):
     assert len(reads) <= 32
 
 
+def test_test_images_of_another_range_are_named_before_all_of_train_is_read():
+    reads, bright = [], [(torch.full((1, 8, 8), 200. + i), i % 2) for i in range(4)]
+    class Counted(Dataset):
+        def __len__(self): return 40
+        def __getitem__(self, i): reads.append(i); return torch.full((1, 8, 8), i / 40), i % 2
+    with refused('values from 200 to'): from_dataset(Counted(), bright)
+    assert len(reads) <= 32
+
+
 @pytest.mark.parametrize('part', ['train', 'test', 'val'])
 def test_images_that_differ_each_time_are_noticed_in_each_part(part):
     parts = {name: Pictures(12, tensor) for name in ('train', 'test', 'val')} | {part: Pictures(12, lambda x: tensor(v2.RandomCrop(8, 2)(x)))}

@@ -546,3 +546,10 @@ def drawn_by_numpy(num_classes, in_channels, image_size):
 def test_a_network_that_its_seed_and_its_weights_do_not_bring_back_is_refused_before_the_work(network, said, tmp_path):
     with pytest.raises(ValueError, match=said): run(tiny(tmp_path, network=network))
     assert not networks(tmp_path)
+
+
+def test_a_study_whose_networks_are_all_there_is_read_without_one_being_drawn(tmp_path, monkeypatch):
+    study = tiny(tmp_path, network=mlp, recipes=ONE)
+    run(study)
+    monkeypatch.setattr(unlearning.study, 'refuse_unstored', lambda study: pytest.fail('drawn'))
+    run(study)

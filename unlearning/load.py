@@ -706,7 +706,7 @@ def gone_classes(split: Split) -> list:
 def untaught(images, split: Split) -> list:
     "The classes of which none of these images is, by number. (A label may lie beyond the classes: it is some answer's.)"
     taught = set(images.labels.unique().tolist())
-    return sorted(set(range(max(len(split.classes), *taught))) - taught)
+    return sorted(set(range(max([len(split.classes), *taught]))) - taught)
 
 # %% ../nbs/19_load.ipynb #e5946f3f
 def _other_images(split, free, val, spanning, rng) -> tuple:  # positions in train: to hold out, to forget, to leave out
