@@ -16,10 +16,11 @@ from unlearning.load import load_split
 from unlearning.activations import masks
 from unlearning.images import make_split, scaled
 from unlearning.methods.activation_pruning import PruneActivations, PruneOwn, activation_pruning, mean_activations
-from unlearning.methods.amun import amun, neighbours
+from unlearning.methods.amun import amun, neighbours, NeighbourRepair
 import unlearning.methods.budget as pricing
 from unlearning.methods.budget import WITHIN, Budget, TooDear, circumstances, how_tuned, numbers_used, tuned
 from unlearning.methods.bad_teacher import LikeOriginal, TowardsIgnorance, bad_teacher
+from unlearning.methods.boundary import NearestBoundary
 from unlearning.methods.contrast import Contrast, ForgetRound, TowardsUniform, contrast
 from unlearning.methods.dual import dual_salun, dual_scrub
 from unlearning.methods.gradient_surgery import dot
@@ -694,12 +695,28 @@ def test_a_setting_that_would_turn_or_ignore_is_refused(make, says):
     with pytest.raises(ValueError, match=says): make()
 
 
-@pytest.mark.parametrize('loss', [RandomLabels(), AnyLabel(), TowardsUniform()])
-def test_outputs_that_are_no_class_are_not_taught(loss, split):
+@pytest.fixture
+def wide():
     torch.manual_seed(0)
-    wide = nn.Sequential(nn.Flatten(), nn.Linear(64, 50))  # 10 classes
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 50))  # 10 classes
+
+
+@pytest.mark.parametrize('loss', [RandomLabels(), AnyLabel(), TowardsUniform(), NearestBoundary()])
+def test_outputs_that_are_no_class_are_not_taught(loss, wide, split):
     after = unlearn(wide, split, Recipe(name='labels', phases=(Erase(forget=loss, passes=40, batch_size=32, lr=0.5),)))
     assert logits(after, split.forget).softmax(1)[:, 10:].sum(1).mean() < 0.2  # of 0.8 by chance
+
+
+def test_a_bad_teacher_is_ignorant_of_classes_alone(wide, split):
+    fit(wide, split.train, SHORT)
+    taught = Recipe(name='ignorance', phases=(Erase(forget=TowardsIgnorance(), passes=5, batch_size=32, lr=0.05),))
+    beyond = [logits(net, split.forget).softmax(1)[:, 10:].sum(1).mean() for net in (wide, unlearn(wide, split, taught))]
+    assert beyond[1] < beyond[0] + 0.05
+
+
+def test_a_neighbour_is_taken_for_a_class(wide, split):
+    taught = NeighbourRepair(training=SHORT).data(Run(copy_network(wide), wide, split))
+    assert len(taught) > len(split.train) and taught.labels.max() < 10
 
 
 @pytest.mark.parametrize('make', [lambda e: salun(erase=e), lambda e: sfron(erase=e), lambda e: bad_teacher(erase=e), lambda e: contrast(first=e)])

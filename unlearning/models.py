@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NETWORKS', 'ATTENTIONS', 'WIDE', 'ResidualBlock', 'small_resnet', 'create_model', 'as_product', 'Products',
            'products_for', 'unwrap', 'computed_tensors', 'copy_network', 'leaves', 'find_logits', 'follow_dtype',
-           'outputs', 'at_least_float32', 'depends_on_its_weights', 'bytes_of', 'stored_tensors', 'with_tensors',
-           'wholly_frozen', 'reset_modules', 'own_tensor', 'drawn_anew']
+           'outputs', 'FirstOutputs', 'at_least_float32', 'depends_on_its_weights', 'bytes_of', 'stored_tensors',
+           'with_tensors', 'wholly_frozen', 'reset_modules', 'own_tensor', 'drawn_anew']
 
 # %% ../nbs/20_models.ipynb #a6e415ec
 import copy, inspect
@@ -293,6 +293,15 @@ def outputs(
     "A network's logits, whatever it returns. `TypeError`: there are none. `ValueError`: another shape."
     x = follow_dtype(model, x)
     with products_for(model, x): return _check_shape(find_logits(model(x)), len(x))
+
+# %% ../nbs/20_models.ipynb #d7dfaf15
+class FirstOutputs(nn.Module):
+    "A network's first `number` logits: the classes'."
+    def __init__(self, model, number):
+        super().__init__()
+        self.model, self.number = model, number
+
+    def forward(self, x): return outputs(self.model, x)[:, :self.number]
 
 # %% ../nbs/20_models.ipynb #5e926b38
 def at_least_float32(z): return z.to(torch.promote_types(z.dtype, torch.float32))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from ..images import Images, batches, scaled
-from ..models import outputs
+from ..models import FirstOutputs, outputs
 from ..training import Training
 from ..unlearn import NothingChanged, Recipe, Repair
 
@@ -96,7 +96,8 @@ class NeighbourRepair(Repair):
 
     def data(self, run):
         forget = run.split.forget
-        found = neighbours(run.original, forget, self.bound, self.attack_steps, self.radii)
+        original = FirstOutputs(run.original, len(run.split.classes))
+        found = neighbours(original, forget, self.bound, self.attack_steps, self.radii)
         if missed := len(forget) - len(found):
             kind = UserWarning if len(found) else NothingChanged
             warnings.warn(NO_NEIGHBOUR.format(missed, len(forget)), kind)

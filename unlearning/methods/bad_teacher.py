@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from .neggrad_plus import Mixture
 from .scrub import distillation, refuse_temperature
-from ..models import drawn_anew, outputs
+from ..models import FirstOutputs, drawn_anew, outputs
 from ..unlearn import Erase, ForgetLoss, Recipe, RetainLoss
 
 # %% ../../nbs/methods/60_bad_teacher.ipynb #7485d450
@@ -26,8 +26,10 @@ class TowardsIgnorance(ForgetLoss):
                             .eval().requires_grad_(False))
 
     def __call__(self, run, forget, retain):
-        return distillation(outputs(run.student, forget.x),
-                            outputs(run.memory[self], forget.x), self.temperature)
+        classes = len(run.split.classes)
+        student, ignorant = (outputs(FirstOutputs(net, classes), forget.x)
+                             for net in (run.student, run.memory[self]))
+        return distillation(student, ignorant, self.temperature)
 
 # %% ../../nbs/methods/60_bad_teacher.ipynb #0b866eb3
 @dataclass(frozen=True)

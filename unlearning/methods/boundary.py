@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from ..images import Images
-from ..models import outputs
+from ..models import FirstOutputs, outputs
 from ..training import PAPER_TRAINING, Training
 from ..unlearn import Erase, ForgetLoss, Recipe, Repair
 
@@ -41,7 +41,8 @@ class NearestBoundary(ForgetLoss):
     looks = 4  # through the original: there and back, which is three, and once more
 
     def __call__(self, run, forget, retain):
-        target = nearest_other_class(run.original, run.split.forget, forget.x, forget.y, self.bound)
+        original = FirstOutputs(run.original, len(run.split.classes))  # no other is a class
+        target = nearest_other_class(original, run.split.forget, forget.x, forget.y, self.bound)
         return F.cross_entropy(outputs(run.student, forget.x), target)
 
 # %% ../../nbs/methods/42_boundary.ipynb #ab961aa6
