@@ -574,6 +574,12 @@ def test_of_some_wrong_labels_the_true_one_is_not_known(mislabelled, training):
     assert sentence.startswith('Of 40 images with wrong labels') and ' Of the other 20 named ones, of which no other label is known, it says the given label of ' in sentence
 
 
+def test_of_wrong_labels_a_method_is_told_how_seldom_who_has_not_learned_them_says_them(mislabelled):
+    r = mislabelled('soft_unseen')
+    for step in (look, limits, choose): step(r)
+    assert 0 <= r.found.numbers['accuracy'] < 0.1
+
+
 def test_wrong_labels_are_not_taught_as_true_ones(mislabelled):
     with pytest.raises(ValueError, match='of 20 of the 60 named images the true label is not known, or the given one'): look(mislabelled(correct_labels()))
     known = mislabelled(correct_labels()).split

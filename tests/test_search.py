@@ -12,6 +12,7 @@ from unlearning import search
 from unlearning.auto import NoTrial
 from unlearning.ensemble import Store
 from unlearning.images import in_memory, make_split
+from unlearning.load import wrong_labels
 from unlearning.search import search_for, searched, searched_recipes
 from unlearning.study import Study, network_tasks, pack, run_study, unpack
 from unlearning.training import Training
@@ -68,6 +69,12 @@ def test_settings_are_not_searched_where_the_gpu_is_not(study):
     with pytest.raises(ValueError, match="device is 'cuda:99', and torch finds .* here, where settings are searched"): searched(away, ['boundary'])
     search_for(study, 'finetune', 0.2, trials=1)
     search.check_searched(away, ['finetune'], 0.2, 1)  # what was found there can be read anywhere
+
+
+def test_settings_are_not_searched_for_wrong_labels_as_for_a_deletion(study, tmp_path):
+    wrong = replace(study, split=wrong_labels(noisy_digits(), 0.1), folder=tmp_path/'none')
+    with pytest.raises(ValueError, match=r'for a deletion, and these labels are wrong: search with auto\(…, wrong_labels=True\)'): searched(wrong, ['finetune'])
+    assert not (tmp_path/'none').exists()
 
 
 def test_a_network_typed_into_a_script_is_found_by_its_searches(tmp_path):

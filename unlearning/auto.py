@@ -153,7 +153,7 @@ def refuse_even(model, split, unseen):
 # %% ../nbs/94_auto.ipynb #9ba9c556
 class Ground:
     "What trials are made on: a network, a request, images never seen, and pseudo requests by their seeds."
-    refuse = staticmethod(refuse_even)
+    refuse, wrong_labels = staticmethod(refuse_even), False
     def __init__(self, model, split, unseen, training, share, max_test_drop, seeds):
         vars(self).update(model=model, split=split, unseen=unseen, training=training, share=share,
                           max_test_drop=max_test_drop, passes=0.)
@@ -207,6 +207,7 @@ NOT_SAID = "the network says none of the given labels of these {} images: there 
 
 class WrongLabels(Ground):
     "As `Ground`, for a request of images whose labels are wrong."
+    wrong_labels = True
     def refuse(self, model, split, unseen):
         if not right(model, split.forget).any():
             raise ValueError(NOT_SAID.format(len(split.forget)))
@@ -262,11 +263,13 @@ def starts(method) -> list:
     rate = "erase_lr" if "erase_lr" in own else "lr"
     return [own | {rate: max(RANGES[method][rate].low, own[rate] / 5**k)} for k in range(4)]
 
-def told(method, model, split, unseen) -> dict:
-    "What a method has to be told: the accuracy on images of these classes that were not learned."
+def told(method, model, split, unseen, wrong_labels=False) -> dict:
+    "What a method has to be told: how often a network says these labels of images that it has not learned."
     if method != "soft_unseen": return {}
     alike = of_classes(unseen, split.forget)  # a rare class is harder than all together
-    return dict(accuracy=float(right(model, alike if len(alike) >= FEW_ALIKE else unseen).mean()))
+    seen = float(right(model, alike if len(alike) >= FEW_ALIKE else unseen).mean())
+    if wrong_labels: seen = (1 - seen) / (len(split.classes) - 1)  # one wrong class like any other
+    return dict(accuracy=seen)
 
 FEW_ALIKE = 20  # from so many on, a share says something
 
@@ -286,7 +289,7 @@ def _searched(ground, method, trials, seeds, seed, say):
         search = optuna.create_study(
             sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=4))
     for start in starts(method): search.enqueue_trial(start)
-    known = told(method, ground.model, ground.split, ground.unseen)
+    known = told(method, ground.model, ground.split, ground.unseen, ground.wrong_labels)
     for i in range(trials):
         asked = search.ask(RANGES[method])
         row = _row(ground, method, asked.params | known, seeds, 1)

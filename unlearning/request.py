@@ -641,7 +641,7 @@ def _named(r, recipe) -> Found:
     "A recipe that nobody searched for: an object, or a name."
     if isinstance(recipe, Recipe): return Found(recipe, {}, pd.DataFrame())
     budget, numbers = (Budget(r.split, r.training, r.budget / 100),
-                       told(recipe, r.model, r.split, r.tuning))
+                       told(recipe, r.model, r.split, r.tuning, r.wrong_labels))
     return Found(WITHIN[recipe](budget, **numbers), numbers_used(recipe, budget, numbers),
                  pd.DataFrame())
 

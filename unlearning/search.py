@@ -94,11 +94,18 @@ def _found(study, original, method, share, max_test_drop, trials) -> Searched:
     return Searched(found.numbers, float(best.trace), -float(best.lost), found.word)
 
 # %% ../nbs/96_search.ipynb #9601a026
+def _refuse_wrong_labels(split):
+    "`ValueError`: most named images have wrong labels, and those on which settings are tried have right ones."
+    if (truth := split.forget.truth) is None or (split.forget.labels != truth).double().mean() <= 0.5: return
+    raise ValueError("settings are searched for a deletion, and these labels are wrong: "
+                     "search with auto(…, wrong_labels=True), and give the study its recipe")
+
 def check_searched(study, methods, share, trials):
     "`ValueError` for what cannot be searched, whatever the originals are like."
     found = {m: [*Path(study.folder).glob(f"search-{m}-*.json")] for m in methods}
     if not all(found.values()): refuse_elsewhere(study)
     if trials < 1: raise ValueError(f"trials is {trials}: at least 1 of each method")
+    _refuse_wrong_labels(study.split)
     try: like = pseudo_request(study.split, halves(study.split.test)[0], 0)
     except ValueError as e:
         raise ValueError(f"settings cannot be searched for this request ({e})") from e
