@@ -225,6 +225,10 @@ def test_names_of_a_crowd_do_not_overlap_and_wrecks_stay_at_the_edge(seed):
     assert all(ax.bbox.contains(*corner) for box in boxes.values() for corner in box.corners())
 
 
+def test_whose_changes_cancel_has_changed_something():
+    assert idle(values(idle=(100, 1, 0), evened=(100, 1, 8), original=(100, 1, 0))) == ['idle']
+
+
 def test_who_changed_nothing_beats_nobody_and_counts_nowhere():
     found = values(idle=(100, 1, 0), half=(50, -1, 5), original=(100, 1, 0))
     assert idle(found) == ['idle'] and unbeaten(found) == ['half']
