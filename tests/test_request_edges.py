@@ -22,10 +22,10 @@ from torchvision.transforms import v2
 
 from unlearning import request
 from unlearning.methods.budget import WITHIN, Budget
-from unlearning.auto import COLUMNS, DIVERGED, RANGES, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Found, _chosen, starts, _table
+from unlearning.auto import COLUMNS, DIVERGED, RANGES, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Even, Found, _chosen, refuse_even, starts, _table
 from unlearning.check import ask
 from unlearning.datasets.yours import PlainFolder, from_dataset
-from unlearning.images import make_split
+from unlearning.images import in_memory, make_split
 from unlearning.load import load_split
 from unlearning.manifest import make_key
 from unlearning.methods.activation_pruning import activation_pruning
@@ -195,6 +195,20 @@ def test_an_image_is_known_among_bytes_and_floats():
     r = SimpleNamespace(split=replace(split, test=images), earlier=None)
     assert len(request.unknown(r)) == len(test) + 5
     assert len(request.once(images)) == len(request.once(split.test)) + 8 + 5
+
+
+@pytest.mark.parametrize('kept, copies, unseen', [((920, 120), 1, (10, 490)), ((30, 30), 15, (250, 250))])
+def test_a_network_that_has_learned_nothing_shows_no_trace(kept, copies, unseen):
+    """Nor where unseen images are of other proportions, or retained ones were copied."""
+    def images(counts, copies=1):
+        labels, pixels = np.repeat([0, 1], counts), rng.integers(0, 256, (sum(counts), 1, 4, 4)).astype(np.uint8)
+        return in_memory(np.repeat(pixels, copies, axis=0), np.repeat(labels, copies))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        net, train = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)), images(kept, copies)
+        split = make_split(train, images(unseen), np.r_[:20, len(train) - 20:len(train)])
+        with pytest.raises(Even): refuse_even(net, split, split.test)
 
 
 def test_twelve_images_decide_nothing_and_two_hundred_show_that_nothing_was_done(tmp_path):

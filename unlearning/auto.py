@@ -6,8 +6,8 @@
 __all__ = ['FEW', 'NOTHING', 'UNCOMPARED', 'MOST', 'POINT', 'TOO_COSTLY', 'NOT_SAID', 'REPAIR', 'SLOW', 'RANGES', 'DELETING',
            'RELABELLING', 'NO_RATE', 'NO_DEFAULT', 'FEW_ALIKE', 'NO_TRIAL', 'LEAST_HARM', 'UNSTEADY', 'DIVERGED',
            'NO_USE', 'COLUMNS', 'FINALISTS', 'ENOUGH', 'ENOUGH_PEOPLE', 'halves', 'mostly', 'whole_people',
-           'pseudo_request', 'trace', 'right', 'Even', 'of_classes', 'refuse_even', 'Ground', 'exceeds', 'try_out',
-           'WrongLabels', 'log', 'among', 'add_method', 'starts', 'told', 'quiet', 'Found', 'NoTrial',
+           'pseudo_request', 'trace', 'right', 'Even', 'of_classes', 'once', 'refuse_even', 'Ground', 'exceeds',
+           'try_out', 'WrongLabels', 'log', 'among', 'add_method', 'starts', 'told', 'quiet', 'Found', 'NoTrial',
            'pseudo_requests', 'runs_of', 'auto']
 
 # %% ../nbs/94_auto.ipynb #7c8f113f
@@ -141,14 +141,20 @@ def of_classes(images: Images, like: Images, most: int | None = None) -> Images:
     at = torch.isin(images.labels, like.labels).nonzero()[:, 0].cpu().numpy()
     return images[np.sort(np.random.default_rng(1).permutation(at)[:most])]
 
+def once(images: Images) -> Images:
+    "Without copies: they say the same again, and would count as evidence."
+    return images[np.sort(np.unique([h.hex() for h in copy_hashes(images)], return_index=True)[1])]
+
 def refuse_even(model, split, unseen):
     "`Even` if retained images rank as unseen ones do, within three standard errors."
     _like(split, np.random.default_rng(0))  # its refusals first
-    unseen = of_classes(unseen, split.forget)
-    r = _ranks(model, of_classes(split.retain, split.forget, MOST), unseen) if len(unseen) else []
-    if not len(r): raise ValueError(UNCOMPARED)
-    if r.mean() <= 50 + 3 * 29 * (1 / len(r) + 1 / len(unseen)) ** 0.5:
-        raise Even(NOTHING.format(r.mean()))
+    unseen = once(of_classes(unseen, split.forget))
+    kept = once(of_classes(of_classes(split.retain, split.forget), unseen, MOST))
+    if not len(kept): raise ValueError(UNCOMPARED)
+    n, m = (np.bincount(x.labels.cpu(), minlength=len(split.classes)) for x in (kept, unseen))
+    error = 29 * (1 / len(kept) + np.sum((n / len(kept)) ** 2 / np.maximum(m, 1))) ** 0.5
+    if (mean := _ranks(model, kept, unseen).mean()) <= 50 + 3 * error:
+        raise Even(NOTHING.format(mean))
 
 # %% ../nbs/94_auto.ipynb #9ba9c556
 class Ground:

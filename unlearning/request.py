@@ -11,7 +11,7 @@ __all__ = ['PREPARED', 'UNTOLD', 'TAKES', 'FEWEST_TEST', 'COARSE', 'RARE', 'ALLO
            'by_name', 'build', 'loaded', 'evaluation', 'data_of', 'source_of', 'comparable_images', 'make_example',
            'Request', 'unknown', 'set_apart', 'warn_coarse', 'warn_rare', 'study_of', 'refuse_untrainable',
            'refuse_untaught', 'refuse_unexported', 'look', 'classes_gone', 'people_named', 'of_people', 'refuse_back',
-           'refuse_left', 'once', 'thumbnails', 'nearly', 'cases', 'looked_at', 'answers', 'values', 'judged', 'limits',
+           'refuse_left', 'thumbnails', 'nearly', 'cases', 'looked_at', 'answers', 'values', 'judged', 'limits',
            'finite', 'choose', 'run', 'accuracy_lost', 'is_right', 'paired', 'fallen', 'refusal', 'weigh', 'rank_rows',
            'weigh_earlier', 'attack', 'share', 'said', 'told_wrong', 'weigh_labels', 'by_references', 'refer',
            'refuse_alike', 'of_stay', 'refuse_poor', 'positions_kept', 'plain', 'utility', 'refuse_other', 'report',
@@ -42,7 +42,7 @@ from torchvision.transforms import v2
 
 # %% ../nbs/95_request.ipynb #dc489cbe
 from .activations import masks, place_masks
-from .auto import (MOST, Even, Found, auto, exceeds, halves, mostly, of_classes,
+from .auto import (MOST, Even, Found, auto, exceeds, halves, mostly, of_classes, once,
                              right, told, whole_people)
 from .check import Doubt, check, commonest
 from .datasets.folder import hidden
@@ -539,11 +539,6 @@ def refuse_left(r, paths=None):
     if again:
         raise ValueError(f"{len(again)} images of earlier requests are still in train: "
                          "take them out, `set_apart`")
-
-# %% ../nbs/95_request.ipynb #9b23dc9c
-def once(images: Images) -> Images:
-    "Without copies: they say the same again, and would count as evidence."
-    return images[np.sort(np.unique([h.hex() for h in copy_hashes(images)], return_index=True)[1])]
 
 # %% ../nbs/95_request.ipynb #3b7d11e5
 NEARLY = 0.98  # correlation of thumbnails
