@@ -1,6 +1,7 @@
 """Settings searched on a study's own networks: carried with its records, found by networks of one's own, and after losses."""
 import subprocess, sys, textwrap
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ from sklearn.datasets import load_digits
 
 import unlearning
 from unlearning import search
-from unlearning.auto import NoTrial
+from unlearning.auto import NoTrial, log
 from unlearning.ensemble import Store
 from unlearning.images import in_memory, make_split
 from unlearning.load import wrong_labels
+from unlearning.methods.budget import priced
+from unlearning.methods.finetune import finetune
 from unlearning.search import search_for, searched, searched_recipes
 from unlearning.study import Study, network_tasks, pack, run_study, unpack
 from unlearning.training import Training
@@ -124,6 +127,17 @@ def test_a_method_of_a_script_is_searched_in_other_processes_and_anew_if_its_cod
         done = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True)
         assert done.stdout == "{'lr': 1.0}\n", done.stderr
     assert len([*(tmp_path/'out').glob('search-mine-*.json')]) == 2
+
+
+def test_a_method_with_numbers_filled_in_is_searched_anew_if_they_change(study, monkeypatch):
+    found = []
+    monkeypatch.setattr(search, '_found', lambda *args: found.append(args) or search.Searched({}, 1., 0., ''))
+    monkeypatch.setitem(search.RANGES, 'mine', dict(lr=log(0.1, 1.)))
+    def mine(budget, lr=1., rate=1.): return budget.spend(lambda n: finetune(repair=replace(budget.training, epochs=n, lr=rate * lr)))
+    for rate in (1., 0.5, 0.5):
+        monkeypatch.setitem(search.WITHIN, 'mine', priced(partial(mine, rate=rate)))
+        search_for(study, 'mine')
+    assert len(found) == 2
 
 
 def test_a_method_without_a_title_keeps_its_name_beside_its_star(study, monkeypatch):

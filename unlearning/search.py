@@ -10,6 +10,7 @@ __all__ = ['Searched', 'one_thread', 'refuse_elsewhere', 'original_of', 'search_
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from inspect import unwrap
 from pathlib import Path
 import numpy as np
@@ -72,7 +73,7 @@ def search_for(
 ) -> Searched:
     "A method's numbers, searched on the first original; once, for they lie in the study's folder."
     original, key = original_of(study)
-    code = [make] if own(make := unwrap(WITHIN[method])) else []
+    code = [make] if own(make := unwrap(WITHIN[method])) or isinstance(make, partial) else []
     asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)), *code,
                      share, trials, max_test_drop])
     file = Path(study.folder) / f"search-{method}-{asked}.json"
