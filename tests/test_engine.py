@@ -1,7 +1,8 @@
 """What the engine survives: kills, damage, company, full disks, dying workers, and files made to do harm."""
-import ctypes, errno, json, os, pickle, random, resource, shutil, signal, subprocess, sys, textwrap, time
+import ctypes, errno, json, os, pickle, random, resource, shutil, signal, subprocess, sys, textwrap, time, warnings
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,6 +233,23 @@ def test_checkpoint_of_another_training_is_set_aside(tmp_path, other):
     trained(images, path, **other)
     with pytest.warns(UserWarning, match='checkpoint is the checkpoint of another computation: it is set aside'): weights, steps, _ = trained(images, path)
     assert steps == 20 and all(torch.equal(v, weights[k]) for k, v in trained(images, None)[0].items())
+
+
+def times(batch, rng, by): return by * batch
+NOTHING = dict(augment=(lambda batch, rng: batch,))
+@pytest.mark.parametrize('mine, other', [
+    (NOTHING, dict(augment=(lambda batch, rng: 1 - batch,))), (dict(augment=(partial(times, by=0.5),)), dict(augment=(partial(times, by=0.4),))),
+    (NOTHING, NOTHING | dict(loss=lambda z, batch: z.square().mean())), (dict(before_step=lambda: None), dict(before_step=lambda: print(end='')))])
+def test_checkpoint_of_another_function_is_set_aside(tmp_path, mine, other):
+    """Lambdas have one name."""
+    def fitted(augment=(), **functions):
+        return fit(network(), images, Training(epochs=3, batch_size=50, lr=0.05, augment=augment), checkpoint=Checkpoint(path, seconds=0), **functions)
+    images, path = load_split('digits', subset=200).train, tmp_path/'checkpoint'
+    fitted(**mine)
+    with pytest.warns(UserWarning, match='another computation'): fitted(**other)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        fitted(**other)
 
 
 @pytest.mark.parametrize('other', [lambda x: dict(source=255 - x.source), lambda x: dict(mean=x.mean + 0.1), lambda x: dict(labels=x.labels.roll(1))])

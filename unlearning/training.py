@@ -12,7 +12,9 @@ __all__ = ['PAPER_TRAINING', 'CURVES', 'UNREACHED', 'turn', 'Training', 'make_op
 import copy, hashlib, math, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
+from types import CodeType
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -219,15 +221,27 @@ def _restore(tensors, facts, model, stepper, rng):
         torch.cuda.set_rng_state(tensors["rng/cuda"], next(model.parameters()).device)
 
 # %% ../nbs/23_training.ipynb #988753ba
-def _owner(model, settings, seed, images):
-    "Whose checkpoint it is: settings, seed, images, and the weights at the start."
+def _code(code):
+    return [code.co_code.hex(), code.co_names,
+            [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]]
+
+def _function(f):
+    "A function by its name and code, as plain data; by its name alone what is given by name, or has no code."
+    if isinstance(f, str) or f is None: return f
+    if isinstance(f, partial): return ["partial", _function(f.func), repr(f.args), repr(f.keywords)]
+    name = getattr(f, "__qualname__", type(f).__qualname__)
+    return [name, _code(f.__code__)] if hasattr(f, "__code__") else name
+
+def _owner(model, settings, seed, images, *functions):
+    "Whose checkpoint it is: settings, seed, images, the weights at the start, and functions, if there are any."
     digest = hashlib.blake2b(digest_size=16)
     for name, t in stored_tensors(model).items():
         digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + bytes_of(t))
     hash_images(digest, "images", images)  # pixels too, and what normalises them
-    augment = [a if isinstance(a, str) else getattr(a, "__qualname__", type(a).__qualname__)
-               for a in settings.augment]
-    return [asdict(settings) | dict(augment=augment), seed, digest.hexdigest()]
+    told = asdict(settings) | dict(augment=[*map(_function, settings.augment)])
+    # `cross_entropy` is as the settings say
+    given = [None if getattr(f, "__module__", "") == __name__ else f for f in functions]
+    return [told, seed, digest.hexdigest(), *map(_function, given if any(given) else ())]
 
 # %% ../nbs/23_training.ipynb #5db76487
 def _resume(checkpoint, owner, epochs, *parts) -> list:
@@ -312,7 +326,7 @@ def fit(
     before_step=None,        # called when the gradients are there
     after_step=None,         # called after each optimizer step
     progress: bool = False,  # a line on stderr: epochs done, time left, loss, accuracy
-    checkpoint: Checkpoint | None = None,  # to go on from, and to leave the state in
+    checkpoint: Checkpoint | None = None,  # to go on from, and to leave the state in; see `_owner`
     stepper: Stepper | None = None,        # of an earlier phase, to go on with; None: one of its own
 ) -> list:                   # a dict an epoch: epoch, loss, accuracy, seconds, see `train_epoch`
     "Train `model`; the same seed gives the same weights. `FloatingPointError` says when a loss was not finite."
@@ -321,10 +335,10 @@ def fit(
     settings = settled(settings, images.device)
     rng, dtype = torch.Generator().manual_seed(seed), forward_type(settings.precision, images.device)
     per_epoch, steps = steps_of(settings, len(images))
+    owner = checkpoint and _owner(model, settings, seed, images, loss, before_step)
     augment, loss = augmentations(settings.augment), loss or cross_entropy(settings, images)
     train_mode(model.to(images.device))
     stepper = stepper or Stepper(model.parameters(), settings, per_epoch, steps, dtype, images.device)
-    owner = checkpoint and _owner(model, settings, seed, images)
     parts, epochs = (model, stepper, rng), math.ceil(steps / per_epoch)
     with deterministic(seed):
         history = _resume(checkpoint, owner, epochs, *parts)
