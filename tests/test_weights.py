@@ -310,7 +310,7 @@ def test_export_refuses_what_is_no_classifier(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('names', [('model', 'ema'), ('state_dict', 'state_dict_ema'), ('model', 'teacher')])
+@pytest.mark.parametrize('names', [('model', 'ema'), ('state_dict', 'state_dict_ema'), ('model', 'teacher'), ('model', 'shadow')])
 @pytest.mark.parametrize('prefix', ['', 'module.'])
 def test_two_sets_of_weights_are_not_chosen_from(names, prefix, tmp_path):
     own = small().state_dict()
@@ -318,6 +318,23 @@ def test_two_sets_of_weights_are_not_chosen_from(names, prefix, tmp_path):
     net, before = small(1), small(1).state_dict()
     with pytest.raises(ValueError, match=f"two.pt may hold the weights of a network twice, under '{names[0]}' and '{names[1]}'"): load_weights(net, path)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+
+
+@pytest.mark.parametrize('change, why', [
+    (lambda w: {'0.weight': w, 'module.0.weight': 2 * w}, "holds '0.weight' twice, with a prefix and without, and they differ"),
+    (lambda w: {'0.weight': (40 * w).to(torch.int8)}, "does not fit this network: '0.weight' is int8, and in the network float32$"),
+    (lambda w: {'0.weight': torch.complex(w, w)}, "does not fit this network: '0.weight' is complex64, and in the network float32$")], ids=['twice', 'integers', 'complex'])
+def test_weights_that_are_not_those_of_the_network_are_refused(change, why, tmp_path):
+    net, own = small(), small(1).state_dict()
+    torch.save(own | change(own['0.weight']), path := tmp_path/'model.pt')
+    with pytest.raises(ValueError, match=f'model.pt {why}'): load_weights(net, path)
+    assert torch.equal(net[0].weight, small()[0].weight)
+
+
+def test_weights_in_a_file_twice_and_alike_are_read(tmp_path):
+    own = small(1).state_dict()
+    torch.save(own | {'module.0.weight': own['0.weight'].clone()}, path := tmp_path/'model.pt')
+    assert torch.equal(load_weights(small(), path)[0].weight, own['0.weight'])
 
 
 def test_two_networks_in_a_file_are_no_twins(tmp_path):
