@@ -257,6 +257,14 @@ def test_yardsticks_agree_where_they_measure_one_thing():
     assert set(table.index) == set(measured) - {'KLOM retain ↓', 'KLOM test ↓'} and (table.loc[['U-LiRA, % right ↓', 'MIA gap, points ↓', 'F ↑', 'KLOM forget ↓', 'ToW ↑']].iloc[:, 0] == 0).all()
 
 
+def test_ranks_by_fewer_rows_say_so():
+    found = values(**{m: (10 * i, -1, 5) for i, m in enumerate('abcd')}, original=(100, 1, 0)).assign(lineages=8)
+    found['size'] = found.memory
+    measured = pd.DataFrame({'ToW ↑': [5., 4, 3, 2, 1], 'F / ceiling, % ↑': [3., 2, np.nan, np.nan, 1]}, index=found.index)
+    assert agreement(found, measured).columns.name == '5 rows, at least 3 of each yardstick'
+    assert agreement(found, measured.fillna(0.)).columns.name == '5 rows'
+
+
 def test_every_yardstick_has_a_value_for_the_reference_and_says_which_way_is_good():
     results = made_up(dict(half=0.5))
     measured = yardsticks(results)

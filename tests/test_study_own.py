@@ -448,6 +448,12 @@ def test_cached_values_are_no_settings():
     assert piece.table and hash_of(piece) == before
 
 
+def test_fields_of_arrays_and_long_floats_are_told_apart():
+    fields = [np.array([(1, 2.)], dtype=[(a, int), ('b', float)]) for a in 'xy'] + [np.array([(word,)], dtype=[('a', object)]) for word in ('one', 'two')]
+    assert len({hash_of(thing) for thing in (*fields, np.longdouble(1), np.longdouble(2))}) == 6
+    assert hash_of(np.longdouble(1)) == hash_of(np.longdouble(1)) and hash_of(np.array([(1, 2.)], dtype=[('x', int), ('b', float)])) == hash_of(fields[0])
+
+
 def test_numpy_scalars_are_numbers(tmp_path):
     plain = tiny(tmp_path, seeds=3, samples=50, training=Training(epochs=2, batch_size=32, lr=0.1, augment=()))
     scalars = tiny(tmp_path, seeds=np.int64(3), samples=np.int32(50), training=Training(epochs=np.int64(2), batch_size=np.int16(32), lr=np.float64(0.1), augment=[]))

@@ -114,7 +114,9 @@ def _set(values, _seen):
                   key=lambda v: json.dumps(v, sort_keys=True))
 
 @describes(np.generic)
-def _scalar(number, _seen): return describe(number.item(), _seen)
+def _scalar(number, _seen):
+    value = number.item()  # of a longdouble itself: Python has none
+    return {number.dtype.name: str(number)} if type(value) is type(number) else describe(value, _seen)
 
 @describes(PurePath, range, slice, complex, bytes, bytearray, type(...), Decimal, Fraction,
            datetime.date, datetime.time, datetime.timedelta, pd.Period, pd.Interval, uuid.UUID,
@@ -130,6 +132,7 @@ def _tensor(tensor, _seen):
 @describes(np.ndarray)
 def _array(array, _seen):
     if array.dtype == object: return describe(array.tolist(), _seen)
+    if array.dtype.names: return describe([str(array.dtype), array.tolist()], _seen)  # fields, objects too
     digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).hexdigest()
     return dict(array=array.dtype.str, shape=list(array.shape), hash=digest)
 

@@ -436,7 +436,9 @@ def agreement(found: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     scores["|memory left| ↓"] = [abs(found.memory[m].value) if m in found.index else np.nan
                                  for m in scores.index]
     scores["blind to sign ↓"] = [found["size"].get(m, UNKNOWN).value for m in scores.index]
-    return _goodness(scores).corr("spearman").rename_axis(columns=f"{len(scores)} rows")
+    scores, n = _goodness(scores), len(scores)
+    least = "" if (few := scores.count().min()) == n else f", at least {few} of each yardstick"
+    return scores.corr("spearman").rename_axis(columns=f"{n} rows{least}")
 
 # %% ../nbs/92_league.ipynb #22c1e149
 # percent: the interval of memory left lies within ± this, while No Unlearning is at 100
