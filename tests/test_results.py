@@ -1,4 +1,5 @@
 """An executed copy in nbs/results was made by the code that stands beside it, or is named here as one that was not."""
+import csv, html, re
 from pathlib import Path
 
 import nbformat, pandas as pd, pytest
@@ -42,7 +43,18 @@ def test_the_list_names_only_copies():
     assert FALLEN_BEHIND <= {copy.stem for copy in COPIES}
 
 
+TABLES = [path for path in NBS.glob('results/*.csv') if re.search('league|as_unseen|verdicts', path.stem)]
 VERDICTS = sorted(NBS.glob('results/verdicts_*.csv'))
+
+
+@pytest.mark.parametrize('table', sorted(TABLES), ids=lambda p: p.stem)
+def test_a_table_is_one_that_its_copy_shows(table):
+    with table.open(encoding='utf-8') as file: header, *body = csv.reader(file)
+    n = len(header) - (2 if table in VERDICTS else 1)  # columns of values, to the right of one name a row
+    outputs = [o for c in nbformat.read(table.with_name(f"{table.stem.removesuffix('_league')}.ipynb"), as_version=4).cells for o in c.get('outputs', [])]
+    shown = [[re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', html.unescape(row)) for row in re.findall('<tr.*?</tr>', o['data'].get('text/html', ''), re.S)]
+             for o in outputs if 'data' in o]
+    assert [header[-n:], *(row[-n - 1:] for row in body)] in [[rows[0][-n:], *(row[-n - 1:] for row in rows[1:])] for rows in shown if rows]
 
 
 @pytest.mark.parametrize('table', VERDICTS, ids=lambda p: p.stem)
