@@ -58,6 +58,13 @@ def test_readme_says_what_the_tables_say(monkeypatch):
     assert compared == 4
 
 
+def test_the_code_in_readme_prints_what_stands_below_it(capsys):
+    """The history of an unlearning, in float64: on every processor the same."""
+    cell, = (c for c in cells(NBS/'index.ipynb', 'code') if 'print(history' in c.source)
+    exec(cell.source, {})
+    assert capsys.readouterr().out == ''.join(o.text for o in cell.outputs), 'run nbs/index.ipynb anew'
+
+
 def test_readme_is_read_in_a_few_minutes():
     """Under 700 words: without its tables, the code, and what a link or a picture's text hides."""
     text, _ = (ROOT/'README.md').read_text(encoding='utf-8').split('## The map')

@@ -1,4 +1,4 @@
-"""Every library notebook runs from top to bottom: what it shows and asserts is true. nbdev's directives are respected."""
+"""Every library notebook runs from top to bottom: what it asserts is true. nbdev's directives are respected."""
 import os
 import subprocess
 import sys

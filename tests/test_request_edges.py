@@ -338,6 +338,16 @@ def test_a_program_of_another_precision_is_compared(dtype, digits, tmp_path):
     request._write_program(r, tmp_path / 'unlearned.pt2')
 
 
+def test_a_program_of_other_weights_is_not_handed_over(digits, tmp_path, monkeypatch):
+    def other(net, path, x):
+        with torch.no_grad(): next(net.parameters()).add_(0.5)
+        export(net, path, x)
+    r = digits()
+    r.unlearned, export = never_trained(), request.export
+    monkeypatch.setattr(request, 'export', other)
+    with pytest.raises(RuntimeError, match='nothing is handed over'): request._write_program(r, tmp_path / 'unlearned.pt2')
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
 def test_a_program_made_on_a_gpu_answers_where_there_is_none(tmp_path):
     split = load_split('digits', forget=30, subset=300).to('cuda')
