@@ -532,6 +532,15 @@ def test_images_of_any_number_of_channels_are_shown(channels, shape):
     plt.close(fig)
 
 
+@pytest.mark.parametrize('top', [255, 1.])
+def test_a_faint_image_is_shown_faint(top):
+    pixels = torch.tensor([0, top]) * torch.tensor([0.2, 1.])[:, None]
+    pixels = pixels.reshape(2, 1, 1, 2).repeat(1, 1, 2, 1).to(torch.uint8 if top == 255 else torch.float32)
+    fig = show_images(Images(pixels, torch.tensor([0, 1]), torch.arange(2), torch.zeros(1), torch.ones(1)))
+    assert [ax.images[0].get_clim() for ax in fig.axes] == [(0, top)] * 2
+    plt.close(fig)
+
+
 def test_a_file_in_the_other_byte_order_is_read(tmp_path):
     pixels = np.random.default_rng(0).random((8, 3, 8, 8)).astype('>f4')
     np.save(tmp_path/'big.npy', pixels)

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from .images import Split
 from .load import gone_classes, load_split, wrong_labels
-from .models import create_model
+from .models import copy_network, create_model
 from .training import Training, fit, logits, percent_right
 
 # %% ../nbs/30_show.ipynb #c9f3c192
@@ -38,19 +38,26 @@ def digits_network(images, seed: int = 0, training: Training = WRONG_DIGITS):
 
 # %% ../nbs/30_show.ipynb #7d0e11a2
 @lru_cache
-def wrong_digits(seed: int = 0) -> tuple:  # split, original, retrained
-    "898 digits of which a tenth has a wrong label, to be forgotten; a network trained on all, and one without them."
+def _wrong_digits(seed):
     split = wrong_labels(load_split("digits"), 0.1, seed)
     return split, digits_network(split.train, seed), digits_network(split.retain, seed + 1)
+
+def wrong_digits(seed: int = 0) -> tuple:  # split, original, retrained
+    "898 digits of which a tenth has a wrong label, to be forgotten; a network trained on all, and one without them."
+    split, *networks = _wrong_digits(seed)
+    return split, *map(copy_network, networks)
 
 # %% ../nbs/30_show.ipynb #2bd6a9ea
 def show_images(images, titles=None, size=0.9):
     "The images in a row, each with a line above it."
     pixels = images.images.permute(0, 2, 3, 1).cpu().numpy()
+    top = 255 if pixels.dtype == np.uint8 else 1
     if pixels.shape[-1] not in (1, 3): pixels = pixels.mean(-1)  # of other channels than colours
     fig, axes = plt.subplots(1, len(pixels), figsize=(size * len(pixels), size + 0.5), squeeze=False)
     for i, (ax, image) in enumerate(zip(axes[0], pixels)):
-        ax.imshow(image.squeeze(), cmap="gray_r"); ax.set_axis_off()
+        ax.imshow(image.squeeze(), cmap="gray_r", vmin=pixels.min(initial=0),
+                  vmax=pixels.max(initial=top))  # one scale of grey for all
+        ax.set_axis_off()
         if titles is not None: ax.set_title(titles[i], fontsize=8)
     return fig
 
