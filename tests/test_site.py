@@ -1,5 +1,5 @@
 """The site, built once, and every page of it seen in Chromium: at the width of a phone, in light and in dark."""
-import html, json, os, re, shutil, subprocess, sys, threading
+import ast, html, inspect, json, os, re, shutil, subprocess, sys, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -104,6 +104,31 @@ def test_a_cell_as_readers_see_it(monkeypatch):
     assert without_directives(new_code_cell('draw()', metadata={'tags': ['hide-cell']})) is None
     without_input = without_directives(new_code_cell('draw()', metadata={'tags': ['hide-input']}))
     assert without_input.metadata.tags == ['remove-input']
+
+
+def test_a_folder_that_is_no_site_is_not_replaced(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(NBS/'site'))
+    import build
+    monkeypatch.setattr(build, 'write_pages', lambda out: pytest.fail('it is built'))
+    (tmp_path/'mine.txt').touch()
+    with pytest.raises(SystemExit, match='no site: it would be replaced'): build.build(tmp_path)
+    assert (tmp_path/'mine.txt').exists()
+
+
+def test_the_reference_says_what_a_class_is_made_with(tmp_path, monkeypatch):
+    """Fields that it inherits are among them, and what `__init__` takes."""
+    monkeypatch.syspath_prepend(str(NBS/'site'))
+    from reference import write_reference
+    from unlearning.images import ImageFile, Split
+    from unlearning.methods.contrast import ForgetRound
+    from unlearning.methods.neggrad_plus import Mixture
+    write_reference(ROOT, tmp_path, {f'unlearning.{m}': ('page', 'Page') for m in ('images', 'unlearn', 'methods.contrast', 'methods.neggrad_plus')})
+    pages = '\n'.join(p.read_text(encoding='utf-8') for p in (tmp_path/'api').glob('*.md'))
+    shown = dict(re.findall(r'\{py:class\} (\w+)\((.*)\)$', pages, re.M))
+    assert shown['Mixture'] == 'retain_weight: float = 0.0, alpha: float = 0.95'
+    for made in (ForgetRound, ImageFile, Split):
+        taken = ast.parse(f'def made({shown[made.__name__]}): pass').body[0].args.args
+        assert [a.arg for a in taken] == [*inspect.signature(made).parameters]
 
 
 # In the browser
