@@ -181,14 +181,16 @@ def notebook_cell(name, contains, given):
     return wanted, parameters | given
 
 
-@pytest.mark.parametrize('name', ['cifar10', 'celeba', 'architectures'])
+@pytest.mark.parametrize('name', ['cifar10', 'celeba', 'architectures', 'league', 'noisy_labels'])
 def test_a_study_is_asked_for_what_the_parameters_say(name, tmp_path):
     asked = []
     def study(*args, **kw): asked.append(kw); return SimpleNamespace(folder=tmp_path)
     stubs = dict(Study=study, run_study=id, save_report=lambda *a: None, project_root=lambda: tmp_path, split=SimpleNamespace(forget=()), whom=tuple, training=None,
-                 recipes={}, chosen=[], rows=[], choice={}, TRAINING=dict.fromkeys(['small', 'vit']), summary=id,
-                 all_within=lambda *a: ({}, {}), Budget=lambda *a: None, numbers={}, methods=[])
-    choice = dict(originals='one', control=True, reference=True, seeds=3, samples=50, permutations=7, jobs=2, device='cuda', scheduler='tcp://x:1')
+                 recipes={}, chosen=[], rows={}, unfit={}, choice={}, TRAINING=dict.fromkeys(['small', 'vit']), summary=id,
+                 all_within=lambda *a: ({}, {}), Budget=lambda *a: None, numbers={}, methods=[], exchangeable=True, circumstances=lambda *a, **kw: None, league=lambda *a: None, yardsticks=id,
+                 league_table=lambda *a: pd.DataFrame(), RECIPES={'digits': {}}, baseline=None, rivals=[])
+    choice = dict(seeds=3, samples=50, permutations=7, jobs=2, device='cuda', scheduler='tcp://x:1')
+    if name != 'noisy_labels': choice |= dict(originals='one', control=True, reference=True)
     source, names = notebook_cell(name, 'Study(', stubs | choice)
     exec(source, names)
     assert asked and all(choice.items() <= kw.items() for kw in asked)

@@ -1,5 +1,5 @@
 """What holds for the repository as a whole: its README, the form of its notebooks, and what the library may import."""
-import ast, re, subprocess, sys
+import ast, json, re, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -126,8 +126,15 @@ def test_imports_only_from_lower_numbers(notebook):
     number = {p.stem[3:]: int(p.stem[:2]) for p in LIBRARY if p.stem[:2].isdigit()}
     assert len(set(number.values())) == len(number)
     exported = '\n\n'.join(c.source for c in cells(notebook, 'code') if re.match(r'#\|\s*export', c.source))
-    imported = [n.module for n in ast.walk(ast.parse(exported)) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('unlearning.')]
-    assert [m for m in imported if number[m.split('.')[-1]] >= number[notebook.stem[3:]]] == []
+    found = [f'{n.module}.{a.name}' if isinstance(n, ast.ImportFrom) else a.name
+             for n in ast.walk(ast.parse(exported)) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names]
+    imported = {next((part for part in full.split('.') if part in number), 'front') for full in found if re.match(r'unlearning\.(?!__)', full)}
+    assert [m for m in imported if number[m] >= number[notebook.stem[3:]]] == []
+
+
+@each('notebook', LIBRARY + RESULTS)
+def test_no_output_is_a_message_of_stderr(notebook):
+    assert [o.text for c in cells(notebook, 'code') for o in c.outputs if o.get('name') == 'stderr'] == []
 
 
 # Experiments
@@ -154,6 +161,16 @@ def test_profile_sets_only_what_the_notebook_takes(profile):
     assert set(yaml.safe_load(profile.read_text())) <= set(papermill.inspect_notebook(str(NBS/f'experiments/{profile.parent.name}.ipynb')))
 
 
+def test_commands_set_only_what_their_notebook_takes():
+    """Those of the Makefile; all that README gives is for a request."""
+    makefile, readme = ((ROOT/name).read_text(encoding='utf-8') for name in ('Makefile', 'README.md'))
+    given = re.findall(r'\$\(NBS\)/(\w+)\.ipynb(.*?)(?=\$\(NBS\)|\n\n)', makefile, re.S) + [('request', readme)]
+    assert len(given) == 6 + 1
+    for notebook, text in given:
+        named = set(re.findall(r'-[py] \W?(\w+)', text))
+        assert named <= set(papermill.inspect_notebook(str(NBS/f'experiments/{notebook}.ipynb')))
+
+
 @pytest.mark.parametrize('study', ['cifar10', 'celeba', 'architectures'])
 def test_every_study_has_the_four_profiles_and_smoke_is_its_default(study):
     profiles = {p.stem: yaml.safe_load(p.read_text()) for p in PROFILES if p.parent.name == study}
@@ -172,9 +189,20 @@ def text_files():
         except UnicodeDecodeError: pass  # a picture
 
 
+def strings(x):
+    if isinstance(x, dict): x = [*x.values()]
+    return [x] if isinstance(x, str) else [s for part in x for s in strings(part)] if isinstance(x, list) else []
+
+
+def read(path, text):
+    """A notebook's strings without JSON's escapes, and everything without a terminal's colours."""
+    if path.suffix == '.ipynb': text = '\n'.join(strings(json.loads(text)))
+    return re.sub(r'\x1b\[[\d;]*m', '', text)
+
+
 def test_no_file_names_a_path_of_one_machine():
-    pattern = re.compile(r'(?<![\w.~-])/(?:work|root|home|tmp|Users)/\S*')
-    assert {p.relative_to(ROOT).as_posix(): found for p, text in text_files() if (found := pattern.findall(text))} == {}
+    pattern = re.compile(r'(?<![\w.~-])/(?:work|root|home|tmp|mnt|Users)/\S*|[A-Z]:\\+Users\b')
+    assert {p.relative_to(ROOT).as_posix(): found for p, text in text_files() if (found := pattern.findall(read(p, text)))} == {}
 
 
 def test_library_needs_no_development_package():

@@ -554,8 +554,8 @@ def test_a_network_that_its_seed_and_its_weights_do_not_bring_back_is_refused_be
     assert not networks(tmp_path)
 
 
-def test_a_study_whose_networks_are_all_there_is_read_without_one_being_drawn(tmp_path, monkeypatch):
+def test_a_study_whose_networks_are_all_there_does_not_ask_whether_they_come_back(tmp_path, monkeypatch):
     study = tiny(tmp_path, network=mlp, recipes=ONE)
     run(study)
-    monkeypatch.setattr(unlearning.study, 'refuse_unstored', lambda study: pytest.fail('drawn'))
+    monkeypatch.setattr(unlearning.study, 'refuse_unstored', lambda study: pytest.fail('asked'))
     run(study)
