@@ -610,3 +610,39 @@ def test_beside_a_handful_of_unseen_images_no_interval_is_given():
     y, z = np.repeat([0, 1], 40), np.repeat([0, 1], 4)
     s, t = rng.normal(size=80), rng.normal(size=8)
     assert class_auc(s, y, t, z).auc[1:] == (0, 100) and np.isnan(trace_left(s, s, y, t, t, z)[0])
+
+
+@pytest.mark.parametrize('share', [15, 25])
+def test_where_more_than_a_fifth_has_fewer_than_five_unseen_no_interval_is_given(share):
+    rng = np.random.default_rng(0)
+    y, z = np.repeat([0, 1], [100 - share, share]), np.repeat([0, 1], [50, 4])
+    auc = class_auc(rng.normal(size=100), y, rng.normal(size=54), z, draws=99).auc
+    assert (auc[1:] == (0, 100)) == (share > 20)
+
+
+@pytest.mark.parametrize('draws', [0, -1, 50, 99, 200.5, '2000'])
+def test_draws_with_which_no_images_could_be_of_another_kind_are_refused(draws, monkeypatch):
+    monkeypatch.setattr(ev, 'class_auc', lambda *args: pytest.fail('there was work'))
+    with pytest.raises(ValueError, match=f'draws is {draws}: expected a whole number, 100 at least.*2000 are usual'):
+        evidence(*request(np.random.default_rng(0), 30), draws=draws)
+
+
+def test_with_the_fewest_draws_images_of_another_kind_forbid_a_verdict():
+    assert verdict(evidence(*request(np.random.default_rng(0), odd=-0.5), draws=np.int64(100))).word == UNDECIDABLE
+
+
+def test_what_is_left_has_no_end_that_one_draw_near_zero_makes():
+    """Sets whose AUC before is hardly clear: the quantile that decides lies between two draws, of which one is below."""
+    def ends(k):
+        rng = np.random.default_rng(k)
+        s, u = rng.normal(0.45, 1, 20), rng.normal(size=60)
+        a, b = s + rng.normal(size=20) * 0.3, u + rng.normal(size=60) * 0.3
+        return trace_left(s, a, np.zeros(20, int), u, b, np.zeros(60, int), draws=400, seed=k)
+    assert np.nanmax(np.abs([ends(k) for k in (104, 123, *range(20))])) < 1e6
+
+
+def test_the_attack_is_refused_before_it_is_taught(monkeypatch):
+    monkeypatch.setattr(ev, 'nonmembers', lambda *args: pytest.fail('there was work'))
+    logits, classes = attacked(np.random.default_rng(0))
+    with pytest.raises(ValueError, match='is there an unseen one to teach'):
+        svc_in_proportion(logits, classes | dict(forget=0 * classes['forget'], unseen=0 * classes['unseen'] + 1))
