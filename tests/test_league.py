@@ -297,6 +297,18 @@ def test_few_lineages_or_one_original_have_no_vulnerable_images():
         assert measured['U-LiRA, vulnerable tenth ↓'].isna().all() and measured['U-LiRA, % right ↓'].notna().all()
 
 
+@pytest.mark.parametrize('noise', [0., 1e-4])
+def test_networks_that_are_all_alike_have_no_distribution_to_compare(noise):
+    """A retrained network, eight times: an attack would call it unlearned every time."""
+    results = made_up(dict(half=0.5))
+    copies = {part: v[:1] + noise * np.random.default_rng(0).random(v.shape) for part, v in results.answers['retrain'].confidence.items()}
+    alike = replace(results, answers=results.answers | dict(half=replace(results.answers['half'], confidence=copies)))
+    measured = yardsticks(alike)
+    none = [c for c in measured if c.startswith(('U-LiRA', 'found', 'KLOM'))]
+    assert len(none) == 7 and measured.loc['half', none].isna().all() and measured.drop('half')[none].notna().all(axis=None)
+    assert yardstick_table(measured, alike).loc['Half', ['F ↑', *none]].eq('–').all() and measured['ToW ↑']['half'].value > 0
+
+
 def test_a_yardstick_that_ranks_no_unlearning_above_what_forgot_is_named():
     results = made_up(dict(gone=0., wide=0., overdone=0., kept=0.))
     found = values(gone=(10, -2.5, 20), wide=(10, -1, 60), overdone=(-90, -1, 10), kept=(80, -1, 10), original=(100, 0, 0), reference=(0, 0, 5)).assign(lineages=8)

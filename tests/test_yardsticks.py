@@ -230,6 +230,7 @@ X, ACC = np.random.default_rng(0).normal(size=(4, 5)), dict(forget=[1., 2.], ret
     (lambda: vulnerable(X, X, 1.5), 'share is 1.5'),
     (lambda: ulira_apart(X, X, X), 'O, R and U have 4, 4 and 4 networks'),
     (lambda: ulira_apart(np.zeros((1, 5)), np.zeros((8, 5)), np.zeros((8, 5))), 'O, R and U have 1, 8 and 8'),
+    (lambda: ulira_apart(np.repeat(X[:1], 6, 0), np.zeros((6, 5)), np.zeros((6, 5))), 'O is one original for all of U'),
     (lambda: klom(X, X[:, :4]), r'unlearned has shape \(4, 5\) and retrained \(4, 4\)'),
     (lambda: klom(X, X * np.nan), '20 values are NaN'),
     (lambda: klom_95(dict(forget=X), dict(test=X)), 'only one of the two has forget, test'),

@@ -358,7 +358,7 @@ ATTACKED = ("U-LiRA, % right ↓", "U-LiRA, vulnerable tenth ↓", "U-LiRA, the 
 
 def _attacked(results, row) -> dict:
     pair = [results.answers[m].confidence["forget"] for m in (row, "retrain")]
-    if min(map(len, pair)) < 3: return dict.fromkeys(ATTACKED, np.nan)
+    if min(map(len, pair)) < 3 or all_alike(pair[0]): return dict.fromkeys(ATTACKED, np.nan)
     whole = ulira(*pair)
     return dict(zip(ATTACKED, (whole.accuracy, *_apart(results, row), whole.tpr_1)))
 
@@ -389,7 +389,9 @@ def _paired(one, other) -> tuple:
     return tuple({k: v[:K] for k, v in x.items()} for x in (one, other))
 
 def _distances(results, row, frame) -> dict:
-    apart = klom_95(*(results.answers[m].confidence for m in (row, "retrain")))
+    of = [results.answers[m].confidence for m in (row, "retrain")]
+    apart = klom_95(*of)
+    if all_alike(of[0]["forget"]): apart = dict.fromkeys(apart, np.nan)
     both = _paired(_accuracies(frame, row), _accuracies(frame, "retrain"))
     products = {"ToW ↑": tow(*both), "ToW-MIA ↑": tow_mia(*both)}
     return {f"KLOM {part} ↓": v for part, v in apart.items()} | products

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import expit
 from .accuracy import as_array
+from .forget_quality import all_alike
 
 # %% ../../nbs/metrics/75_ulira.ipynb #2c497ff7
 def _left_out(x):
@@ -105,6 +106,7 @@ def ulira_apart(
     if len(O) != len(U) or min(len(O), len(R)) < 6:
         raise ValueError(f"O, R and U have {len(O)}, {len(R)} and {len(U)} networks: "
                          "expected six lineages at least, an original for each of U")
+    if all_alike(O): raise ValueError("O is one original for all of U: there are no halves of it")
     chosen, (U, R) = (vulnerable(O[::2], R[::2], share),
                       _checked(U[1::2], R[1::2], ("unlearned", "retrained"), 3))
     if chosen.all():
