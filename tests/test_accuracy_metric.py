@@ -7,7 +7,7 @@ from sklearn.metrics import accuracy_score
 from unlearning.metrics.accuracy import accuracy, check_logits
 from unlearning.metrics.forget_quality import statistic
 from unlearning.metrics.membership_inference import mia_features, svc_mia
-from unlearning.metrics.separation import separation
+from unlearning.metrics.separation import separation, separations
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'float32', 'float64'])
@@ -88,3 +88,7 @@ def test_what_needs_labels_says_what_does_not(call):
 @pytest.mark.parametrize('logits', [np.full((2, 3), np.nan), np.zeros(3), torch.full((2, 2), float('inf'))])
 def test_without_labels_logits_are_checked_as_ever(logits):
     with pytest.raises(ValueError, match='logits'): mia_features(logits)
+
+
+def test_parts_without_which_nothing_is_told_apart_are_named():
+    with pytest.raises(ValueError, match='no retain, test: expected values of retain, forget and test'): separations(dict(forget=[1.]))

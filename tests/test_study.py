@@ -21,7 +21,7 @@ from unlearning.methods.random_labels import RandomLabels, random_labels
 from unlearning.metrics.accuracy import accuracy
 from unlearning.metrics.forget_quality import forget_quality, statistic
 from unlearning.metrics.membership_inference import PAPER_ATTACKS, mia_gaps, svc_mia
-from unlearning.report import (ATTACKS, CLAIMS, PAPER_NAMES, _half, chance_table, claims_hold, forget_table, mia_table, paper_claims, paper_summary,
+from unlearning.report import (ATTACKS, CLAIMS, PAPER_NAMES, _half, chance_table, claims_hold, forget_table, mia_table, paper_claims, paper_summary, recompute_paper,
                                plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness, protocol,
                                resampled_gaps, save_report, summary, witness)
 from unlearning.parameters import check_parameters
@@ -463,6 +463,12 @@ def test_a_half_is_measured_as_a_study_of_its_networks():
     assert spread == pytest.approx(groups['scrub'].RA.std() / 8 ** 0.5, rel=0.15)
 
 
+@pytest.mark.parametrize('ask', [paper_summary, recompute_paper, lambda dataset: paper_claims(of_the_papers_rows(2), dataset)])
+def test_a_data_set_that_the_paper_has_not_is_named_with_those_it_has(ask):
+    for name in ('CIFAR10', 'svhn', None):
+        with pytest.raises(ValueError, match=f"dataset is {name!r}: expected cifar10 or celeba"): ask(name)
+
+
 def test_a_claim_that_compares_what_is_not_there_has_no_answer_and_what_is_equal_is_not_above():
     table, best = paper_summary('celeba'), 'Activation Pruning has the best F'
     assert claims_hold(table, 'celeba')[best] is True
@@ -506,6 +512,51 @@ def test_resampled_gaps_are_gaps_of_redrawn_rows(finished):
     none = replace(results, networks=results.networks.query('method != "finetune"'))  # a study need not have it
     assert not any(name['finetune'] in str(c) for c in [*chance_table(none), *chance_table(none).index])
     assert f"nearer than {name['random_labels']} [% of draws]" in chance_table(none, than='random_labels')
+
+
+def scattered(rng, K, left, sd=3.):
+    """A study whose networks are all alike but for chance: K retrained, one original, and a method that has some left."""
+    rows = dict(retrain=K, finetune=left, original=1)
+    networks = pd.DataFrame([dict(method=m, seed=k, RA=90., TA=80., UA=80., passes=1., seconds=1.) | {a: rng.normal(50, sd) for a in ATTACKS}
+                             for m, n in rows.items() for k in range(n)])
+    facts = dict(titles={m: m for m in rows}, data='made up', K=K, originals='one')
+    quality = pd.DataFrame(columns=['method', 'protocol', 'F', 'ceiling', 'ceiling_sd', 'total'])
+    return Results(networks, quality, None, {}, facts, {}, networks[:0], {})
+
+
+@pytest.mark.parametrize('left', [8, 2])
+def test_a_row_that_lost_networks_is_measured_by_a_perfect_unlearner_that_lost_as_many(left):
+    """Of perfect unlearners some 5 to 15 % are called not perfect (bootstraps of few are narrow), however many networks are left."""
+    rng, far = np.random.default_rng(0), 'perfection is as far [% of draws]'
+    shares = np.array([chance_table(scattered(rng, 8, left), draws=100)[far]['finetune'] for _ in range(40)])
+    assert np.mean(shares <= 5) < 0.25
+
+
+def test_a_perfect_unlearner_of_fewer_networks_strays_farther():
+    results = scattered(np.random.default_rng(0), 8, 8)
+    strays = [resampled_gaps(results, networks=n).retrain.mean() for n in (8, 4, 2, 1)]
+    assert strays == sorted(strays) and strays[-1] > 1.5 * strays[0]
+    assert resampled_gaps(results, networks=8).equals(resampled_gaps(scattered(np.random.default_rng(0), 8, 8), networks=8))
+
+
+def test_a_method_left_with_one_network_has_no_plus_minus():
+    results = scattered(np.random.default_rng(0), 8, 1)
+    table, s = mia_table(results)['mean gap ↓'], summary(results)
+    assert '±' not in table['finetune'] and '±' in table['original'] and np.isnan(s.mean_gap_se['finetune'])
+    plot_cost(results), plot_mia_gaps(results)
+
+
+def test_the_error_of_a_mean_gap_is_how_far_it_strays_over_studies():
+    """Where the gap is large, so that no attack's sign is in doubt: that of the mean of four attacks over two rows."""
+    rng, K = np.random.default_rng(0), 16
+    def study():
+        results = scattered(rng, K, K)
+        away = results.networks.method.eq('finetune').to_numpy()[:, None] * 30.
+        return replace(results, networks=results.networks.assign(**(results.networks[list(ATTACKS)] + away)))
+    rows = [summary(study()).loc['finetune'] for _ in range(40)]
+    true = 3 * (2 / K / 4) ** 0.5
+    assert np.mean([row.mean_gap_se for row in rows]) == pytest.approx(true, rel=0.1)
+    assert np.std([row.mean_gap for row in rows]) == pytest.approx(true, rel=0.3)
 
 
 @pytest.mark.parametrize('wrong, says', [(dict(samples=1000), 'samples is 1000, with 180 retain and 899 test images: ask for 1 to 180'), (dict(samples=0), 'samples is 0'),

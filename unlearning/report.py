@@ -31,14 +31,15 @@ ATTACKS = (*PAPER_ATTACKS, "m_entropy")
 
 def resampled_gaps(
     results: Results, draws: int = 1000, seed: int = 0,
+    networks: int | None = None,  # drawn of a row; None: as many as it has
 ) -> pd.DataFrame:  # draws × methods, points
     "Mean gap of each row to Retrain with the seeds of both drawn again; of `retrain`: that of a perfect unlearner."
     rng, groups = np.random.default_rng(seed), results.networks.groupby("method", sort=False)
-    def means(frame):
-        picked = rng.integers(len(frame), size=(draws, len(frame)))
+    def means(frame, networks=None):
+        picked = rng.integers(len(frame), size=(draws, networks or len(frame)))
         return frame[list(PAPER_ATTACKS)].to_numpy()[picked].mean(axis=1)
     target = means(groups.get_group("retrain"))
-    return pd.DataFrame({method: abs(means(frame) - target).mean(axis=1)
+    return pd.DataFrame({method: abs(means(frame, networks) - target).mean(axis=1)
                          for method, frame in groups})
 
 # %% ../nbs/90_report.ipynb #ab1b37f5
@@ -68,6 +69,7 @@ def summary(results: Results) -> pd.DataFrame:  # a row for each method, numbers
     "Means and standard deviations over seeds, gaps to Retrain, forget quality with its ceiling, and time."
     groups, chance = (dict(list(results.networks.groupby("method", sort=False))),
                       resampled_gaps(results).std())
+    chance[[m for m, frame in groups.items() if len(frame) == 1 and m != "original"]] = np.nan
     rows = {m: _row(frame, groups["retrain"], chance[m]) for m, frame in groups.items()}
     # Retrain first, No Unlearning last, as in the paper
     order = [m for m in results.facts["titles"] if m in groups]
@@ -100,7 +102,7 @@ def mia_table(results: Results) -> pd.DataFrame:
     def cells(attack):
         return [f"{cell} ({gap:.1f})" for cell, gap in zip(_spread(s, attack), s[f"{attack}_gap"])]
     table = pd.DataFrame({attack: cells(attack) for attack in ATTACKS}, index=s.index)
-    table["mean gap ↓"] = [f"{gap:.2f} ± {se:.2f}" for gap, se in zip(s.mean_gap, s.mean_gap_se)]
+    table["mean gap ↓"] = [_plus_minus(*of, 2) for of in zip(s.mean_gap, s.mean_gap_se)]
     table["largest gap ↓"] = s.largest_gap.map("{:.1f}".format)
     return _label(table, results)
 
@@ -116,13 +118,15 @@ def chance_table(
     than: str = "",  # the row that others are compared with; empty: the first method, or No Unlearning
 ) -> pd.DataFrame:
     "What of each mean gap chance may have made, by `resampled_gaps`. First row: the gap of a perfect unlearner."
-    gaps, mean, than = (resampled_gaps(results, draws), summary(results).mean_gap,
+    gaps, rows, than = (resampled_gaps(results, draws), summary(results),
                         than or next(iter(unlearned(results)), "original"))
+    mean, seeds = rows.mean_gap, rows.seeds.astype(int)
     mean["retrain"] = gaps.retrain.mean()
+    perfect = {K: resampled_gaps(results, draws, networks=K).retrain for K in set(seeds)}
     ranges = {m: "{:.1f} to {:.1f}".format(*g.quantile([0.05, 0.95])) for m, g in gaps.items()}
     table = {"mean gap": mean, "nine of ten draws": pd.Series(ranges)}
     table[f"nearer than {title(results, than)} [% of draws]"] = 100 * gaps.lt(gaps[than], axis=0).mean()
-    as_far = {m: 100 * (gaps.retrain >= gap).mean() for m, gap in mean.items()}
+    as_far = {m: 100 * (perfect[seeds[m]] >= gap).mean() for m, gap in mean.items()}
     table["perfection is as far [% of draws]"] = pd.Series(as_far)
     table = pd.DataFrame(table).loc[mean.index].rename(index={"retrain": "A perfect unlearner"})
     return _label(table.round(1), results)
@@ -484,7 +488,10 @@ def paper_tables() -> pd.DataFrame:
 # %% ../nbs/90_report.ipynb #87154675
 def paper_summary(dataset: str) -> pd.DataFrame:  # a row for each method: RA, TA, UA, the attacks, mean_gap, F_paper
     "The paper's figures for a data set in the form of `summary`, gaps computed anew from its scores."
-    wide = paper_tables().query("dataset == @dataset").pivot(
+    tables = paper_tables()
+    if dataset not in (known := [*tables.dataset.unique()]):
+        raise ValueError(f"dataset is {dataset!r}: expected {' or '.join(known)}")
+    wide = tables.query("dataset == @dataset").pivot(
         index="method", columns="metric", values="value")
     gaps = wide[list(PAPER_ATTACKS)].sub(wide.loc["retrain", list(PAPER_ATTACKS)]).abs()
     return wide.assign(mean_gap=gaps.mean(axis=1), F_paper=wide.f_score)
@@ -607,12 +614,12 @@ def paper_claims(
     draws: int = 200,
 ) -> pd.DataFrame:  # yes, no, or – where a row is not there
     "What §5 says: does it hold in the paper's tables, in a study, and in how many of its halves (K of 4 at least)?"
+    tables = dict(paper=paper_summary(dataset), here=summary(results))
     rows = results.networks[results.networks.method.isin(PAPER_NAMES.values())]
     groups = {m: f.sort_values("seed") for m, f in rows.groupby("method")}
     enough = min(len(groups[m]) for m in groups if m != "original") >= 4  # F takes two a side
     rng, questions = np.random.default_rng(0), list(CLAIMS[dataset])
     halves = [claims_hold(_half(results, groups, rng), dataset) for _ in range(draws * enough)]
-    tables = dict(paper=paper_summary(dataset), here=summary(results))
     table = pd.DataFrame({k: claims_hold(t, dataset) for k, t in tables.items()}, dtype=object)
     table = table.replace({True: "yes", False: "no", None: "–"})
     table["halves [%]"] = [_share(held) for _, held in pd.DataFrame(halves, columns=questions).items()]

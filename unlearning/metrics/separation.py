@@ -35,4 +35,6 @@ def separations(
     values: dict,  # of "retain", "forget", "test": a value for each image, higher where surer
 ) -> dict:         # "forget above test" …: percent
     "How well a network's confidence tells the parts of a split apart."
+    if missing := [part for part in ("retain", "forget", "test") if part not in values]:
+        raise ValueError(f"no {', '.join(missing)}: expected values of retain, forget and test")
     return {f"{one} above {other}": separation(values[one], values[other]) for one, other in PAIRS}
