@@ -294,6 +294,20 @@ def test_what_the_result_says():
     with pytest.raises(TypeError, match='exchangeable'): memory_left(*arrays)
 
 
+@pytest.mark.filterwarnings('error')
+def test_where_nothing_at_all_was_remembered_no_number_is_divided():
+    x = np.random.default_rng(0).integers(0, 2, (4, 9)).astype(float)
+    assert memory_left(x, x, x, x, x, x, exchangeable=True).word == NOTHING
+
+
+def test_of_nothing_remembered_the_size_is_noise_in_half_of_the_cases():
+    """So one asks `memory_left` first."""
+    sets = [np.random.default_rng(k).normal(size=(4, 8, 100)) for k in range(60)]
+    given = [np.isfinite(size_left(*x, 'auc').value) for x in sets]
+    said = [memory_left(*x, x[1], x[3], exchangeable=True, by='auc').word == NOTHING for x in sets]
+    assert 15 < sum(given) < 45 and sum(said) > 54
+
+
 def test_image_by_image():
     O, R, U, C = answers([x[0] for x in draw(np.random.default_rng(0), 1, 8, 60, PLAIN | dict(left=0., cancel=0.8))][:4], 'correctness')
     remembered, left = by_image(O, R, U, C)

@@ -131,7 +131,8 @@ def test_klom_by_part_and_at_its_ends():
     rng = np.random.default_rng(0)
     u, r = ({k: rng.normal(size=(8, n)) for k, n in (('forget', 30), ('test', 50))} for _ in range(2))
     got = klom_95(u, r)
-    assert got == {k: pytest.approx(sorted(klom(u[k], r[k]))[int(0.95 * (len(klom(u[k], r[k])) - 1))], rel=0.1) for k in u}
+    slow = {k: [slow_klom(a, b) for a, b in zip(u[k].T.tolist(), r[k].T.tolist())] for k in u}
+    assert got == {k: pytest.approx(np.percentile(slow[k], 95)) for k in u} and all(min(slow[k]) < got[k] < max(slow[k]) for k in u)
     assert klom([[0.]] * 3, [[1.]] * 3) == pytest.approx(log(1e5)) and klom(r['test'], r['test']).max() == 0
 
 
@@ -164,6 +165,28 @@ def test_tow_of_retrain_against_itself_and_its_interval_holds_the_truth():
     true = (1 - 0.02 / sqrt(pi))**3  # the mean of |two normals' difference| is 2σ/√π
     held = [low <= true <= high for _, low, high in (tow(seeds(8), seeds(8)) for _ in range(2000))]
     assert 0.92 < mean_of(held) < 0.98
+
+
+def percent(**change): return dict(forget=[75., 77.], retain=[95., 96.], test=[70., 72.], mia=[60., 50.]) | change
+
+
+FRACTIONS = {k: np.divide(v, 100) for k, v in percent().items()}
+
+
+@pytest.mark.parametrize('U, R, named', [
+    (percent(), FRACTIONS, 'retain in R is 0.96, on the other side 96'),
+    (FRACTIONS, percent(), 'retain in U is 0.96, on the other side 96'),
+    (percent(retain=[1., 1.], test=[0.7, 0.72]), percent(retain=[1., 1.]), 'test in U is 0.72, on the other side 72'),
+    (percent(), percent(retain=[0.95, 0.96]), 'retain in R is 0.96')])
+def test_percent_against_fractions_is_refused(U, R, named):
+    for measure in (tow, tow_mia):
+        with pytest.raises(ValueError, match=f'the largest value of {named}.*expected percent, so multiply fractions by 100'): measure(U, R)
+
+
+def test_what_may_be_so_few_percent_is_measured():
+    """A class forgotten whole, an attack that calls hardly any a non-member, networks that are right about nothing, or as often as chance."""
+    for change in (dict(forget=[0., 0.4]), dict(mia=[0.6, 0.5]), dict(test=[0., 0.]), dict(retain=[1., 0.9], test=[1., 1.])):
+        for pair in ((percent(), percent(**change)), (percent(**change), percent())): tow(*pair), tow_mia(*pair)
 
 
 # --- F -------------------------------------------------------------------------------------------------------------------------

@@ -203,18 +203,18 @@ def memory_left(
         raise ValueError(f"R_test and C_test have {len(R_test)} and {len(C_test)} networks, "
                          f"R and C {len(R)} and {len(C)}: expected the same")
     _check_score(by, (R_test, C_test))
-    means, swing = _four(O, R, U, C, R_test, C_test, by), _swing(*_added(O, R, U, C, by))
-    return _measured(means, exchangeable, by, swing, _given(O, R))
+    means = _four(O, R, U, C, R_test, C_test, by)
+    return _measured(means, exchangeable, by, _added(O, R, U, C, by), _given(O, R))
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #f3f14f63
-def _measured(means, exchangeable, by, swing, given):
+def _measured(means, exchangeable, by, added, given):
     value, half = (100 * float(x) for x in _combined(means, REMEMBERED))
     remembered = Interval(value, value - half, value + half)
     if not remembered.low > 0:
         return MemoryLeft(*[UNKNOWN] * 4, remembered, np.nan, by, given, NOTHING)
     memory, mark, drift, distance = (_share(means, w) for w in (MEMORY, MARK, DRIFT, DISTANCE))
     return MemoryLeft(memory, mark if exchangeable else UNKNOWN, drift, distance,
-                      remembered, swing, by, given, "")
+                      remembered, _swing(*added), by, given, "")
 
 # %% ../../nbs/metrics/74_memory_left.ipynb #ba90c2e0
 def by_image(
@@ -235,14 +235,14 @@ def _moves(half, k, h, share):
 def size_left(
     O, R, U, C,       # on forget, at least 8 lineages, a parent for each child
     by="correctness", # the score
-)->Interval:          # percent; below 0 where the halves contradict one another: noise; NaN: nothing to share
-    "Size of what is left, image by image and blind to its sign, against that of what was remembered."
+)->Interval:          # percent; below 0 or NaN where the halves contradict one another: noise
+    "Size of what is left, blind to its sign. Ask `memory_left` first: where nothing was remembered it is noise."
     O, R, U, C = _checked(O, R, U, C, by)
     if min(K := [len(x) for x in (O, R, U, C)]) < 2 * LEAST:
         raise ValueError(f"O, R, U and C have {K} networks: two halves need {2 * LEAST} of each")
     one, other = (_added(*_checked(*(x[part::2] for x in (O, R, U, C)), by), by) for part in (0, 1))
     (l, g), (k, h) = (sum(kind.mean(axis=1) for kind in half)[:2] for half in (one, other))
-    if g @ h <= 0: return UNKNOWN  # nothing was remembered
+    if g @ h <= 0: return UNKNOWN
     share = (l @ k) / (g @ h)
     moves = [*_moves(one, k, h, share), *_moves(other, l, g, share),
              len(l) * (l * k - share * g * h)]

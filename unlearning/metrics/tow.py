@@ -12,6 +12,16 @@ from .accuracy import as_array
 from .forget_quality import Interval
 
 # %% ../../nbs/metrics/77_tow.ipynb #8393ef95
+def _refuse_fractions(u, r, parts):
+    "`ValueError`: all is at most 1, or retain or test is on one side alone."
+    if (most := max(u.max(), r.max())) <= 1:
+        raise ValueError(f"the largest value is {most:g}: expected percent, so multiply fractions by 100")
+    # not the first part: a class may be forgotten whole, an attack call hardly any non-members
+    for part, a, b in zip(parts[1:], u[1:].max(axis=1), r[1:].max(axis=1)):
+        if 0 < min(a, b) < 1 and max(a, b) > 10: raise ValueError(
+            f"the largest value of {part} in {'U' if a < b else 'R'} is {min(a, b):g}, on the other "
+            f"side {max(a, b):g}: expected percent, so multiply fractions by 100")
+
 def _gaps(U, R, first):
     "|Δ| as fractions, (3, K). `ValueError`: a part missing, unlike shapes, fewer than two seeds, no percentages."
     parts = (first, "retain", "test")
@@ -25,8 +35,7 @@ def _gaps(U, R, first):
     u, r = np.array(u), np.array(r)
     for x in (*u.flat, *r.flat):
         if not 0 <= x <= 100: raise ValueError(f"{x:g} lies outside 0 … 100: expected percent")
-    if (most := max(u.max(), r.max())) <= 1:
-        raise ValueError(f"the largest value is {most:g}: expected percent, so multiply fractions by 100")
+    _refuse_fractions(u, r, parts)
     return np.abs(u - r) / 100
 
 # %% ../../nbs/metrics/77_tow.ipynb #e6382fb3
