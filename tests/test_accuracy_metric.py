@@ -92,3 +92,7 @@ def test_without_labels_logits_are_checked_as_ever(logits):
 
 def test_parts_without_which_nothing_is_told_apart_are_named():
     with pytest.raises(ValueError, match='no retain, test: expected values of retain, forget and test'): separations(dict(forget=[1.]))
+
+
+def test_of_equal_logits_the_lower_class_is_the_answer():
+    assert [accuracy(np.zeros((1, 4)), [y]) for y in range(4)] == [100, 0, 0, 0]

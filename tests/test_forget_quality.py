@@ -220,3 +220,12 @@ def test_networks_that_are_the_same_have_no_distribution():
     one = np.random.default_rng(0).normal(size=(1, 50))
     assert all_alike(np.repeat(one, 8, axis=0)) and all_alike(np.repeat(one, 8, axis=0) + 1e-6 * np.arange(8)[:, None])
     assert not all_alike(one) and not all_alike(np.random.default_rng(1).normal(size=(8, 50)))
+
+
+@pytest.mark.parametrize('bad, named', [(np.nan, 'nan'), (-1, '-1')])
+def test_an_epsilon_that_cannot_be_has_no_score(bad, named):
+    with pytest.raises(ValueError, match=f'{named} is an ε: expected 0 … ∞'): image_scores([0.2, bad, np.inf], 13)
+
+
+def test_fewer_than_no_permutations_are_refused():
+    with pytest.raises(ValueError, match='permutations is -3: expected 0 or more'): forget_quality(*np.random.default_rng(0).normal(size=(2, 4, 5)), permutations=-3)

@@ -169,8 +169,8 @@ def test_shadow_images_are_balanced_and_drawn_by_seed():
     assert call() == pytest.approx(plainly((retain[0][pick], retain[1][pick]), test, forget), abs=1e-9)
 
 
-@pytest.mark.parametrize('samples', [0, 51, -1])
-def test_refuses_more_samples_than_there_are(samples):
+@pytest.mark.parametrize('samples', [0, 51, -1, 2.5, True])
+def test_refuses_more_samples_than_there_are_and_parts_of_one(samples):
     rng = np.random.default_rng(0)
     a, b, c = network_like(60, 6, rng), network_like(50, 3, rng), network_like(10, 5, rng)
     with pytest.raises(ValueError, match=f'samples is {samples}, with 60 retain and 50 test images: expected 1 … 50'):

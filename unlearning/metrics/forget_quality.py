@@ -143,7 +143,9 @@ def image_scores(
     buckets:int,   # how many buckets score above 0
 )->np.ndarray:     # (n,) from 0 to 1
     "f(ε): 2⁻ᵏ in the k-th 0.5-wide bucket of ε, k = 0, 1, …; 0 beyond the last."
-    k = np.floor(np.asarray(epsilons) / 0.5)
+    epsilons = np.asarray(epsilons, float)
+    for bad in epsilons[~(epsilons >= 0)][:1]: raise ValueError(f"{bad:g} is an ε: expected 0 … ∞")
+    k = np.floor(epsilons / 0.5)
     return np.where(k < buckets, 0.5**k, 0.)
 
 # %% ../../nbs/metrics/72_forget_quality.ipynb #8e742556
@@ -184,6 +186,7 @@ def forget_quality(
     seed:int=0,           # of the deals
 )->ForgetQuality:
     "The paper's F-score (§2.1), with each image's ε and score and the ceiling at the same K."
+    if permutations < 0: raise ValueError(f"permutations is {permutations}: expected 0 or more")
     p = _as_protocol(protocol)
     unlearned, retrained = _check_values(unlearned, retrained)
     buckets = p.buckets(min(len(unlearned), len(retrained)))

@@ -136,9 +136,10 @@ def draw_shadow(n, m, samples, seed):
     "Rows of retain and of test to learn from: equally many, sorted."
     most = min(n, m)
     samples = most if samples is None else samples
-    if not 1 <= samples <= most:
+    whole = isinstance(samples, (int, np.integer)) and not isinstance(samples, bool)
+    if not (whole and 1 <= samples <= most):
         raise ValueError(f"samples is {samples}, with {n} retain and {m} test images: "
-                         f"expected 1 … {most}, or None for all that balance allows")
+                         f"expected 1 … {most}, whole, or None for all that balance allows")
     rng = np.random.default_rng(seed)
     return [np.sort(rng.choice(size, samples, replace=False)) for size in (n, m)]
 
