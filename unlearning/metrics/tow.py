@@ -6,6 +6,7 @@
 __all__ = ['tow', 'tow_mia']
 
 # %% ../../nbs/metrics/77_tow.ipynb #4befbe78
+import warnings
 import numpy as np
 from scipy.special import stdtrit
 from .accuracy import as_array
@@ -13,14 +14,14 @@ from .forget_quality import Interval
 
 # %% ../../nbs/metrics/77_tow.ipynb #8393ef95
 def _refuse_fractions(u, r, parts):
-    "`ValueError`: all is at most 1, or retain or test is on one side alone."
+    "`ValueError`: all is at most 1, or retain or test of R is. Of U that is a warning: it may be wrecked."
     if (most := max(u.max(), r.max())) <= 1:
         raise ValueError(f"the largest value is {most:g}: expected percent, so multiply fractions by 100")
     # not the first part: a class may be forgotten whole, an attack call hardly any non-members
     for part, a, b in zip(parts[1:], u[1:].max(axis=1), r[1:].max(axis=1)):
-        if 0 < min(a, b) < 1 and max(a, b) > 10: raise ValueError(
-            f"the largest value of {part} in {'U' if a < b else 'R'} is {min(a, b):g}, on the other "
-            f"side {max(a, b):g}: expected percent, so multiply fractions by 100")
+        said = f"the largest value of {part} in U is {a:g}, in R {b:g}: expected percent"
+        if 0 < b < 1 and a > 10: raise ValueError(f"{said}, so multiply fractions by 100")
+        if 0 < a < 1 and b > 10: warnings.warn(f"{said}; if it is a fraction, multiply it by 100")
 
 def _gaps(U, R, first):
     "|Δ| as fractions, (3, K). `ValueError`: a part missing, unlike shapes, fewer than two seeds, no percentages."
