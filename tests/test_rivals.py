@@ -16,7 +16,7 @@ from unlearning.load import load_split
 from unlearning.activations import masks
 from unlearning.images import make_split, scaled
 from unlearning.methods.activation_pruning import PruneActivations, PruneOwn, activation_pruning, mean_activations
-from unlearning.methods.amun import amun, neighbours, NeighbourRepair
+from unlearning.methods.amun import NeighbourRepair, amun, neighbours
 import unlearning.methods.budget as pricing
 from unlearning.methods.budget import WITHIN, Budget, TooDear, circumstances, how_tuned, numbers_used, tuned
 from unlearning.methods.bad_teacher import LikeOriginal, TowardsIgnorance, bad_teacher

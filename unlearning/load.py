@@ -10,7 +10,8 @@ __all__ = ['WAYS', 'WAYS_TABLE', 'PATH_COLUMNS', 'NUMBER_COLUMNS', 'ONE_LINE', '
            'lines_of', 'whole', 'numbers_of', 'cells_of', 'refuse_unsure', 'rows_of', 'look_up', 'refuse_names',
            'from_lines', 'refuse_long', 'from_table', 'from_json', 'from_npy', 'by_file', 'meant', 'positions', 'Share',
            'People', 'options_of', 'takes_any', 'refuse_option', 'as_count', 'load_source', 'load_split',
-           'gone_classes', 'untaught', 'tuning_split', 'wrong_labels', 'listed', 'with_truth', 'with_identities']
+           'gone_classes', 'untaught', 'mostly_wrong', 'tuning_split', 'wrong_labels', 'listed', 'with_truth',
+           'with_identities']
 
 # %% ../nbs/19_load.ipynb #6986e38c
 import csv, difflib, inspect, io, json, math, os, posixpath, re, unicodedata, warnings
@@ -749,11 +750,16 @@ def _forgets_people(split) -> bool:
     return ids is not None and not np.isin(gone.cpu(), stay.cpu()).any()
 
 # %% ../nbs/19_load.ipynb #5c0ccf26
+def mostly_wrong(split) -> int:
+    "How many images to be forgotten have wrong labels; 0 where most have right ones, or none is known."
+    labels, truth = split.forget.labels, split.forget.truth
+    wrong = 0 if truth is None else int((labels != truth).sum())
+    return wrong if wrong > len(labels) / 2 else 0
+
 def _refuse_wrong_labels(split):
     "`ValueError` where wrong labels are to be forgotten: those drawn would be right, and these retained."
-    labels, truth = split.forget.labels, split.forget.truth
-    if truth is None or (wrong := int((labels != truth).sum())) <= len(labels) / 2: return
-    raise ValueError(f"{wrong} of {len(labels)} images to be forgotten have wrong labels, and images "
+    if not (wrong := mostly_wrong(split)): return
+    raise ValueError(f"{wrong} of {len(split.forget)} images to be forgotten have wrong labels, and images "
                      "with right ones would be drawn: tuned = tuning_split(…) of the data with all "
                      "labels right, then wrong_labels(tuned, at=…), the positions of tuned.forget")
 

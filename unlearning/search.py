@@ -21,6 +21,7 @@ from tqdm import tqdm
 from .auto import (RANGES, NoTrial, add_method, auto, halves, pseudo_request, starts, told)
 from .ensemble import Store, hash_of, own
 from .files import write_whole
+from .load import mostly_wrong
 from .methods.budget import WITHIN, Budget
 from .images import Split
 from .models import copy_network
@@ -97,7 +98,7 @@ def _found(study, original, method, share, max_test_drop, trials) -> Searched:
 # %% ../nbs/96_search.ipynb #9601a026
 def _refuse_wrong_labels(split):
     "`ValueError`: most named images have wrong labels, and those on which settings are tried have right ones."
-    if (truth := split.forget.truth) is None or (split.forget.labels != truth).double().mean() <= 0.5: return
+    if not mostly_wrong(split): return
     raise ValueError("settings are searched for a deletion, and these labels are wrong: "
                      "search with auto(…, wrong_labels=True), and give the study its recipe")
 

@@ -232,6 +232,7 @@ def _function(f):
     name = getattr(f, "__qualname__", type(f).__qualname__)
     return [name, _code(f.__code__)] if hasattr(f, "__code__") else name
 
+# %% ../nbs/23_training.ipynb #d5086567
 def _owner(model, settings, seed, images, *functions):
     "Whose checkpoint it is: settings, seed, images, the weights at the start, and functions, if there are any."
     digest = hashlib.blake2b(digest_size=16)

@@ -23,6 +23,7 @@ def _refuse_fractions(u, r, parts):
         if 0 < b < 1 and a > 10: raise ValueError(f"{said}, so multiply fractions by 100")
         if 0 < a < 1 and b > 10: warnings.warn(f"{said}; if it is a fraction, multiply it by 100")
 
+# %% ../../nbs/metrics/77_tow.ipynb #9907ef6f
 def _gaps(U, R, first):
     "|Δ| as fractions, (3, K). `ValueError`: a part missing, unlike shapes, fewer than two seeds, no percentages."
     parts = (first, "retain", "test")
