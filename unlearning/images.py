@@ -218,6 +218,7 @@ def overshoots(x) -> bool:
     "Whether floats are pixels of which some lie a little beyond [0, 1], as after a bicubic resize."
     return -0.25 < x.min() and x.max() < 1.25 and ((x < 0) | (x > 1)).mean() < 1 / 3
 
+# %% ../nbs/01_images.ipynb #2a75f85a
 def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to pass
     "How values become bytes, or floats in [0, 1]. `how`: what would be passed for the layout's sake."
     if x.dtype == np.uint8: return "", how
@@ -240,6 +241,7 @@ def of_range(x, how, tensor) -> tuple:  # what is wrong ("": nothing), what to p
     unsure = 0 < high < 128 and high % 1 == 0  # 16 may be white
     return words, f"{how} / {high:g}, if {high:g} is white, or {remedy}" if unsure else remedy
 
+# %% ../nbs/01_images.ipynb #7e11d1a0
 def tell_dim(pixels):
     "Warn of bytes of which none is above 1: black and white, or somebody's black and nearly black."
     if not torch.is_tensor(pixels) or pixels.dtype != torch.uint8 or pixels.numel() == 0: return
