@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -236,9 +236,16 @@ def test_checkpoint_of_another_training_is_set_aside(tmp_path, other):
 
 
 def times(batch, rng, by): return by * batch
+def half(batch, rng, by=0.5): return by * batch
+def less(batch, rng, by=0.4): return by * batch
+less.__qualname__ = 'half'
+def answers(z, batch, teacher): return (z - teacher(batch.x)).square().mean()
+def taught(seed): return dict(loss=partial(answers, teacher=network(seed).eval()))
 NOTHING = dict(augment=(lambda batch, rng: batch,))
 @pytest.mark.parametrize('mine, other', [
     (NOTHING, dict(augment=(lambda batch, rng: 1 - batch,))), (dict(augment=(partial(times, by=0.5),)), dict(augment=(partial(times, by=0.4),))),
+    (dict(augment=(half,)), dict(augment=(less,))), (taught(0), taught(1)),
+    [dict(augment=(partial(times, by=torch.tensor(by)),)) for by in (0.1, 0.10001)],  # four digits are shown of each number
     (NOTHING, NOTHING | dict(loss=lambda z, batch: z.square().mean())), (dict(before_step=lambda: None), dict(before_step=lambda: print(end='')))])
 def test_checkpoint_of_another_function_is_set_aside(tmp_path, mine, other):
     """Lambdas have one name."""
@@ -250,6 +257,20 @@ def test_checkpoint_of_another_function_is_set_aside(tmp_path, mine, other):
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         fitted(**other)
+
+
+def test_functions_that_differ_in_the_order_of_a_set_are_one(tmp_path):
+    """In which a set lies differs between processes."""
+    def upright(batch, rng): return batch if 8 in {0, 8} else -batch
+    def ordered(order):
+        consts = tuple(frozenset(order) if isinstance(c, frozenset) else c for c in upright.__code__.co_consts)
+        return FunctionType(upright.__code__.replace(co_consts=consts), {}, 'upright')
+    one, other = ordered([0, 8]), ordered([8, 0])
+    assert repr(one.__code__.co_consts) != repr(other.__code__.co_consts)
+    images, path = load_split('digits', subset=200).train, tmp_path/'checkpoint'
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for f in (one, other): fit(network(), images, Training(epochs=3, batch_size=50, lr=0.05, augment=(f,)), checkpoint=Checkpoint(path, seconds=0))
 
 
 @pytest.mark.parametrize('other', [lambda x: dict(source=255 - x.source), lambda x: dict(mean=x.mean + 0.1), lambda x: dict(labels=x.labels.roll(1))])

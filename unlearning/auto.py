@@ -93,13 +93,15 @@ def _twins(split) -> np.ndarray:
 def _drawn(at, n, rng, twin=None) -> np.ndarray:
     "So many of these positions; by `twin` one each of images that, copies and all, are no more, if there are such."
     if twin is None: return rng.choice(at, n, replace=False)
-    many, left, fit = np.bincount(twin)[twin], n, []
-    few = at[many[at] <= n]
+    alike = np.bincount(twin)[twin]  # of each image how many, itself among them
+    few = at[alike[at] <= n]
     drawn = rng.choice(few if len(few) else at, min(n, len(few) or n), replace=False)
-    for i in drawn[np.sort(np.unique(twin[drawn], return_index=True)[1])]:  # of copies the first
-        if fit and many[i] > left: continue
-        fit.append(i)
-        left -= many[i]
+    _, first = np.unique(twin[drawn], return_index=True)
+    left, fit = n, []
+    for i in drawn[np.sort(first)]:
+        if not fit or alike[i] <= left:
+            fit.append(i)
+            left -= alike[i]
     return np.array(fit)
 
 # %% ../nbs/94_auto.ipynb #6efda508

@@ -100,8 +100,9 @@ def hash_of(settings) -> str:
 # %% ../nbs/80_ensemble.ipynb #b85005fa
 @describes(dict, types.MappingProxyType)
 def _dict(values, _seen):
-    key = lambda k: (k if isinstance(k, str) else  # 1 is not "1"
-                     json.dumps([describe(k, _seen)], sort_keys=True))
+    def key(k):  # 1 is not "1", nor is it "[1]"
+        plain = isinstance(k, str) and not k.startswith("[")
+        return k if plain else json.dumps([describe(k, _seen)], sort_keys=True)
     return {key(k): describe(v, _seen) for k, v in values.items()}
 
 @describes(list, tuple)

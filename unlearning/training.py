@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from types import CodeType
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -221,23 +222,42 @@ def _restore(tensors, facts, model, stepper, rng):
         torch.cuda.set_rng_state(tensors["rng/cuda"], next(model.parameters()).device)
 
 # %% ../nbs/23_training.ipynb #988753ba
-def _code(code):
-    return [code.co_code.hex(), code.co_names,
-            [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]]
+def _constant(c):
+    if isinstance(c, CodeType): return _code(c)
+    return sorted(map(repr, c)) if isinstance(c, frozenset) else repr(c)  # a set has no order
+
+def _code(code): return [code.co_code.hex(), code.co_names, [*map(_constant, code.co_consts)]]
 
 def _function(f):
-    "A function by its name and code, as plain data; by its name alone what is given by name, or has no code."
+    "A function by its name, code and defaults, as plain data; by its name alone what is given by name, or has no code."
     if isinstance(f, str) or f is None: return f
-    if isinstance(f, partial): return ["partial", _function(f.func), repr(f.args), repr(f.keywords)]
+    if isinstance(f, partial): return ["partial", _function(f.func), *map(_filled, (f.args, f.keywords))]
     name = getattr(f, "__qualname__", type(f).__qualname__)
-    return [name, _code(f.__code__)] if hasattr(f, "__code__") else name
+    if not hasattr(f, "__code__"): return name
+    defaults = filter(None, (f.__defaults__, f.__kwdefaults__))
+    return [name, _code(f.__code__), *map(_filled, defaults)]
+
+# %% ../nbs/23_training.ipynb #3f4c7558
+def _hashed(tensors: dict):
+    digest = hashlib.blake2b(digest_size=16)
+    for name, t in tensors.items():
+        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + bytes_of(t))
+    return digest
+
+def _filled(value):
+    "What a function is given beforehand, as plain data."
+    if isinstance(value, (list, tuple)): return [*map(_filled, value)]
+    if isinstance(value, dict): return {repr(k): _filled(v) for k, v in value.items()}
+    if isinstance(value, partial) or hasattr(value, "__code__"): return _function(value)
+    if isinstance(value, nn.Module): return [repr(value), _hashed(stored_tensors(value)).hexdigest()]
+    if torch.is_tensor(value): return _hashed({"tensor": value}).hexdigest()
+    if not isinstance(value, np.ndarray): return repr(value)
+    return [value.dtype.str, list(value.shape), hashlib.blake2b(value.tobytes()).hexdigest()]
 
 # %% ../nbs/23_training.ipynb #d5086567
 def _owner(model, settings, seed, images, *functions):
     "Whose checkpoint it is: settings, seed, images, the weights at the start, and functions, if there are any."
-    digest = hashlib.blake2b(digest_size=16)
-    for name, t in stored_tensors(model).items():
-        digest.update(f"{name} {t.dtype} {list(t.shape)}".encode() + bytes_of(t))
+    digest = _hashed(stored_tensors(model))
     hash_images(digest, "images", images)  # pixels too, and what normalises them
     told = asdict(settings) | dict(augment=[*map(_function, settings.augment)])
     # `cross_entropy` is as the settings say

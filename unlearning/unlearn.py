@@ -6,9 +6,9 @@
 __all__ = ['COMPUTED', 'COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream',
            'Phase', 'stepper_of', 'Erase', 'refuse_optimizer', 'refuse_erase', 'passes_of', 'draw_retain', 'pairs',
            'gradient', 'plain', 'erase', 'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit',
-           'called', 'trained_layers', 'needed', 'refuse_recipe', 'Recipe', 'run_of', 'run_recipe', 'weights_of',
-           'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'refuse_unfit', 'RetainCollapse', 'look_back',
-           'follow']
+           'called', 'trained_layers', 'needed', 'refuse_recipe', 'refuse_without', 'Recipe', 'run_of', 'run_recipe',
+           'weights_of', 'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'refuse_unfit', 'RetainCollapse',
+           'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -111,7 +111,7 @@ class Constraint(Piece):
 @dataclass(frozen=True)
 class Freeze(Constraint):
     "Hold every parameter and buffer whose name starts with one of `names` exactly where it is."
-    names: tuple = ()
+    names: tuple
 
     def __post_init__(self):
         # a list cannot be hashed, and one name is no tuple of letters
@@ -122,11 +122,11 @@ class Freeze(Constraint):
         every = dict(remove_duplicate=False)  # a shared tensor has several names
         tensors = [*run.student.named_parameters(**every),
                    *run.student.named_buffers(**every)]  # batch-norm statistics too
+        for start in self.names or ("nothing, as names is empty",):
+            if any(name.startswith(start) for name, _ in tensors): continue
+            first = [name for name, _ in tensors][:3]
+            raise ValueError(f"no parameter starts with {start}: the network has {first} …")
         held = [t for name, t in tensors if name.startswith(self.names)]
-        if not held:
-            first = [name for name, _ in run.student.named_parameters()][:3]
-            raise ValueError(f"no parameter starts with {' or '.join(self.names)}: "
-                             f"the network has {first} …")
         run.memory[self] = [(p, p.detach().clone()) for p in held]
 
     @torch.no_grad()
@@ -422,6 +422,13 @@ def refuse_recipe(recipe):
             raise ValueError(f"phases of recipe {recipe.name!r} share the optimizer {name!r} "
                              "and ask for different ones")
 
+def refuse_without(recipe, kind):
+    "`ValueError`: there is no such phase, so a change would change nothing."
+    if any(isinstance(p, kind) for p in recipe.phases): return
+    wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+    there = ", ".join(type(p).__name__ for p in recipe.phases)
+    raise ValueError(f"recipe {recipe.name!r} has no phase {wanted} to change: it has {there}")
+
 # %% ../nbs/31_unlearn.ipynb #dc23d93e
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -435,15 +442,18 @@ class Recipe:
     def __post_init__(self):
         refuse_recipe(self)
 
+    def each(self, kind, how) -> "Recipe":
+        "The recipe with `how(phase)` in the place of each of its phases of this kind."
+        return replace(self, phases=tuple(how(p) if isinstance(p, kind) else p for p in self.phases))
+
     def change(self, kind, **settings) -> "Recipe":
-        "The recipe with these settings in each of its phases of this kind."
-        changed = lambda p: replace(p, **settings) if isinstance(p, kind) else p
-        return replace(self, phases=tuple(map(changed, self.phases)))
+        "The recipe with these settings in each of its phases of this kind. `ValueError`: it has none."
+        refuse_without(self, kind)
+        return self.each(kind, lambda p: replace(p, **settings))
 
     def each_training(self, how) -> "Recipe":
         "The recipe with `how(training)` in the place of the training of each of its repairs."
-        changed = lambda p: replace(p, training=how(p.training)) if isinstance(p, Repair) else p
-        return replace(self, phases=tuple(map(changed, self.phases)))
+        return self.each(Repair, lambda p: replace(p, training=how(p.training)))
 
     def change_training(self, **settings) -> "Recipe":
         "The recipe with these settings in the training of each of its repairs."
