@@ -21,7 +21,8 @@ from unlearning.methods.activation_pruning import PruneActivations
 from unlearning.methods.boundary import fgsm, nearest_other_class
 from unlearning.methods.budget import WITHIN, Budget, all_within
 from unlearning.methods.finetune import finetune
-from unlearning.methods.gradient_surgery import Ascend, OrthogonalToRetain, dot
+from unlearning.methods.gradient_surgery import Ascend, ElasticNet, MeanElasticNet, OrthogonalToRetain, dot
+from unlearning.methods.l1_sparse import FadingL1
 from unlearning.methods.neggrad_plus import Mixture
 from unlearning.methods.prune_reset import matrices
 from unlearning.methods.sfron import SalientThenRetain
@@ -51,7 +52,9 @@ def shortened(recipe):
     return replace(recipe, phases=tuple(map(shorter, recipe.phases)))
 
 
-def only(recipe, *kinds): return replace(recipe, phases=tuple(p for p in recipe.phases if isinstance(p, kinds)))
+def only(recipe, *kinds):
+    phases = tuple(p for p in recipe.phases if isinstance(p, kinds))
+    return replace(recipe, phases=phases, constraints=recipe.constraints if Repair in kinds else ())
 def has(recipe, kind): return any(isinstance(piece, kind) for piece in recipe.pieces())
 
 
@@ -336,6 +339,12 @@ def test_random_labels_are_any_but_their_own():
     assert (counts.diag() == 0).all() and counts[~torch.eye(10, dtype=bool)].min() > 60  # of 111 expected
     assert set(random_other_labels(torch.tensor([0, 1]), 2, torch.Generator()).tolist()) == {0, 1}
     with pytest.raises(ValueError, match='one class, and so no other label'): random_other_labels(torch.tensor([0]), 1, torch.Generator())
+
+
+@pytest.mark.parametrize('net', [ElasticNet(), MeanElasticNet(0.1), FadingL1()])
+def test_a_penalty_that_no_repair_would_pay_is_refused(net):
+    with pytest.raises(ValueError, match="adds to the loss of a repair, and recipe 'up' has none"):
+        Recipe(name='up', phases=(Erase(forget=Ascend()),), constraints=(net,))
 
 
 # Freezing

@@ -6,9 +6,9 @@
 __all__ = ['COMPUTED', 'COLLAPSE', 'Run', 'Piece', 'ForgetLoss', 'RetainLoss', 'Descend', 'Constraint', 'Freeze', 'stream',
            'Phase', 'stepper_of', 'Erase', 'refuse_optimizer', 'refuse_erase', 'passes_of', 'draw_retain', 'pairs',
            'gradient', 'plain', 'erase', 'before_step', 'after_step', 'Repair', 'repair', 'NothingChanged', 'Edit',
-           'called', 'trained_layers', 'needed', 'refuse_recipe', 'refuse_without', 'Recipe', 'run_of', 'run_recipe',
-           'weights_of', 'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'refuse_unfit', 'RetainCollapse',
-           'look_back', 'follow']
+           'called', 'trained_layers', 'needed', 'refuse_recipe', 'refuse_idle', 'refuse_without', 'Recipe', 'run_of',
+           'run_recipe', 'weights_of', 'say_if_nothing_moved', 'seeded', 'unlearn', 'look_before', 'refuse_unfit',
+           'RetainCollapse', 'look_back', 'follow']
 
 # %% ../nbs/31_unlearn.ipynb #b298589c
 import math, warnings
@@ -414,13 +414,21 @@ def refuse_recipe(recipe):
     if odd := [c for c in recipe.constraints if not isinstance(c, Constraint)]:
         raise ValueError(f"recipe {recipe.name!r} has the constraint {odd[0]!r}: use a Constraint")
     for p in recipe.phases: p.refuse()
-    for c in recipe.constraints: c.refuse(recipe)
+    for c in recipe.constraints: refuse_idle(c, recipe), c.refuse(recipe)
     form = lambda p: (p.optimizer, p.lr, p.momentum, p.weight_decay, p.schedule)
     for name in {p.keep for p in recipe.phases} - {""}:
         kept = [getattr(p, "training", p) for p in recipe.phases if p.keep == name]
         if len(set(map(form, kept))) > 1:
             raise ValueError(f"phases of recipe {recipe.name!r} share the optimizer {name!r} "
                              "and ask for different ones")
+
+def refuse_idle(constraint, recipe):
+    "`ValueError`: all that it has is a penalty, and no repair has a loss to which that could be added."
+    hooks = [name for name in ("gradients", "after_step", "penalty")
+             if getattr(type(constraint), name) is not getattr(Constraint, name)]
+    if hooks != ["penalty"] or any(isinstance(p, Repair) for p in recipe.phases): return
+    raise ValueError(f"{constraint} adds to the loss of a repair, and recipe {recipe.name!r} has none: "
+                     "give it one, or leave that out")
 
 def refuse_without(recipe, kind):
     "`ValueError`: there is no such phase, so a change would change nothing."
