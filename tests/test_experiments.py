@@ -17,7 +17,7 @@ from unlearning.league import league, league_table, plot_league
 from unlearning.manifest import differences
 from unlearning.auto import RANGES
 from unlearning.load import load_split
-from unlearning.methods.budget import WITHIN, Budget, all_within, tuned
+from unlearning.methods.budget import WITHIN, tuned
 from unlearning.methods.recipes import RECIPES
 from unlearning.search import Searched, searched_recipes
 from unlearning.training import PAPER_TRAINING, Training

@@ -1,8 +1,6 @@
 """What to forget, said as people say it; files as people have them; options that are not what they should be."""
 import json
 import shutil
-import warnings
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd

@@ -16,7 +16,7 @@ from unlearning.datasets.folder import image_folder
 from unlearning.datasets.faces import render_faces
 from unlearning.datasets.source import data_root, decode, decode_once
 from unlearning.datasets.yours import from_dataset
-from unlearning.images import ImageFile, batches, channel_statistics, duplicates, in_memory, make_split, read_split, save_split
+from unlearning.images import ImageFile, batches, duplicates, in_memory, make_split, read_split, save_split
 from unlearning.load import SOURCES, load_source, load_split
 from unlearning.models import create_model
 from unlearning.training import Training, fit

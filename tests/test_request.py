@@ -22,7 +22,6 @@ from unlearning.images import copy_hashes, make_split, pixel_hashes
 from unlearning.load import Share, load_split, with_identities, wrong_labels
 from unlearning.manifest import differences, find, make_key, predecessor, weights_fingerprint
 from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE, Verdict
-from unlearning.metrics.forget_quality import Interval
 from unlearning.request import (KNOWN, PEOPLE, Request, attack, build, by_name, choose, comparable_images, judged, limits, loaded, look, make_example, of_people,
                                 page, paired, people_named, refer, refusal, report, run, run_request, set_apart, source_of, weigh,
                                 warn_coarse, weigh_earlier, weigh_labels)

@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from unlearning import request
 from unlearning.methods.budget import WITHIN, Budget
-from unlearning.auto import COLUMNS, DIVERGED, RANGES, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Even, Found, _chosen, refuse_even, starts, _table
+from unlearning.auto import DIVERGED, RANGES, LEAST_HARM, NO_TRIAL, NO_USE, TOO_COSTLY, UNSTEADY, Even, Found, _chosen, refuse_even, starts, _table
 from unlearning.check import ask
 from unlearning.datasets.yours import PlainFolder, from_dataset
 from unlearning.images import in_memory, make_split

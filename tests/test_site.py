@@ -121,7 +121,6 @@ def test_the_reference_says_what_a_class_is_made_with(tmp_path, monkeypatch):
     from reference import write_reference
     from unlearning.images import ImageFile, Split
     from unlearning.methods.contrast import ForgetRound
-    from unlearning.methods.neggrad_plus import Mixture
     write_reference(ROOT, tmp_path, {f'unlearning.{m}': ('page', 'Page') for m in ('images', 'unlearn', 'methods.contrast', 'methods.neggrad_plus')})
     pages = '\n'.join(p.read_text(encoding='utf-8') for p in (tmp_path/'api').glob('*.md'))
     shown = dict(re.findall(r'\{py:class\} (\w+)\((.*)\)$', pages, re.M))

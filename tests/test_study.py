@@ -1,5 +1,5 @@
 """Whole studies, tiny: what is skipped, what is repeated, what a kill leaves behind, what a lost seed does to the tables."""
-import json, os, shutil, signal, subprocess, sys, textwrap, warnings, zipfile
+import json, os, shutil, signal, subprocess, sys, textwrap, zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,6 @@
 """A study of networks and pieces of one's own: typed into a notebook or a script, already trained, edited between two runs."""
 import argparse, json
 import functools, importlib, os, subprocess, sys, textwrap
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cloudpickle, nbformat, numpy as np, papermill, pytest, torch
@@ -14,7 +13,7 @@ from unlearning.ensemble import Store, describe, hash_of
 from unlearning.methods.bad_teacher import bad_teacher
 from unlearning.methods.hybrids import soft_witness
 from unlearning.models import NETWORKS
-from unlearning.study import Blueprint, Maker, blueprint, half, maker, network_tasks, original_task, run_study
+from unlearning.study import Blueprint, blueprint, half, maker, network_tasks, original_task
 from unlearning.training import Training, fit, logits
 from unlearning.unlearn import Recipe, Repair
 

@@ -112,7 +112,7 @@ def _at_each_position(x, weight, bias, stride):
 
 def as_product(x, weight, bias, stride, padding):
     "`F.conv2d` (one group, no dilation) as a matrix product; None where an output sees some, but not all."
-    (n, c, *inputs), kernel = x.shape, weight.shape[2:]
+    (n, _, *inputs), kernel = x.shape, weight.shape[2:]
     if (*kernel, *padding) == (1, 1, 0, 0): return _at_each_position(x, weight, bias, stride)
     rows, columns = map(_first_taps, inputs, kernel, stride, padding)
     if not rows or not columns: return None  # torch has words for an output without positions

@@ -6,7 +6,7 @@
 __all__ = ['mean_activations', 'PruneActivations', 'PruneOwn', 'activation_pruning']
 
 # %% ../../nbs/methods/46_activation_pruning.ipynb #2c6608bc
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import numpy as np
 import torch
 from ..activations import mask_activations, masks, place_masks, watch_activations

@@ -6,8 +6,7 @@
 __all__ = ['dot', 'orthogonal', 'OrthogonalToRetain', 'Ascend', 'ElasticNet', 'MeanElasticNet', 'gradient_surgery']
 
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #e9fa87e9
-from dataclasses import dataclass, replace
-import torch
+from dataclasses import dataclass
 import torch.nn.functional as F
 from ..training import PAPER_TRAINING, Training
 from ..models import outputs

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from ..load import untaught
-from .activation_pruning import activation_pruning
 from .dual import dual
 from .gradient_surgery import Ascend, OrthogonalToRetain
 from .scrub import refuse_temperature

@@ -8,7 +8,6 @@ __all__ = ['AscendUnlearned', 'clipped', 'SalientThenRetain', 'sfron']
 # %% ../../nbs/methods/61_sfron.ipynb #f3aa8d99
 import math
 from dataclasses import dataclass
-import torch
 import torch.nn.functional as F
 from .gradient_surgery import dot
 from .ssd import importance, sample
