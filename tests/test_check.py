@@ -382,6 +382,11 @@ def test_held_layers_keep_their_statistics(split, original):
     assert all(torch.equal(v, done[1].state_dict()[k]) for k, v in original[1].state_dict().items())
 
 
+def test_nothing_to_hold_is_refused(split, original):
+    with pytest.raises(ValueError, match='names is empty'):
+        unlearn(original, split, replace(finetune(repair=BRIEF), constraints=(Freeze(()),)))
+
+
 def test_a_phase_that_moves_nothing_says_so(split, original):
     with pytest.warns(NothingChanged, match="'repair' of 'finetune' moved no weight"):
         unlearn(original, split, replace(finetune(repair=BRIEF), constraints=(Freeze(('',)),)))

@@ -22,9 +22,10 @@ from unlearning.methods.budget import WITHIN, Budget, TooDear, circumstances, ho
 from unlearning.methods.bad_teacher import LikeOriginal, TowardsIgnorance, bad_teacher
 from unlearning.methods.boundary import NearestBoundary
 from unlearning.methods.contrast import Contrast, ForgetRound, TowardsUniform, contrast
-from unlearning.methods.dual import dual_salun, dual_scrub
+from unlearning.methods.dual import dual, dual_salun, dual_scrub
 from unlearning.methods.gradient_surgery import dot
 from unlearning.methods.as_unseen import AsUnseen, as_unseen, margins, soft_unseen
+from unlearning.methods.finetune import finetune
 from unlearning.methods.hybrids import soft_witness, surgery_dual
 from unlearning.methods.l1_sparse import FadingL1, l1_sparse
 from unlearning.methods.neggrad_plus import neggrad_plus
@@ -507,6 +508,12 @@ def test_sfron_ascent_fades_and_weighs_by_the_loss(original, split):
 
 
 # --- DualOptim
+
+
+def test_two_optimizers_need_both_phases():
+    erase = Erase(forget=AscendUnlearned())
+    with pytest.raises(ValueError, match="'finetune' has no Erase phase to change: it has Repair"): dual(finetune())
+    with pytest.raises(ValueError, match="'up' has no Repair phase to change: it has Erase"): dual(Recipe(name='up', phases=(erase,)))
 
 
 @pytest.mark.parametrize('name', ['scrub+dual', 'salun+dual', 'surgery+dual'])

@@ -422,6 +422,7 @@ def refuse_recipe(recipe):
             raise ValueError(f"phases of recipe {recipe.name!r} share the optimizer {name!r} "
                              "and ask for different ones")
 
+# %% ../nbs/31_unlearn.ipynb #31a0c0d1
 def refuse_idle(constraint, recipe):
     "`ValueError`: all that it has is a penalty, and no repair has a loss to which that could be added."
     hooks = [name for name in ("gradients", "after_step", "penalty")
@@ -430,12 +431,13 @@ def refuse_idle(constraint, recipe):
     raise ValueError(f"{constraint} adds to the loss of a repair, and recipe {recipe.name!r} has none: "
                      "give it one, or leave that out")
 
+# %% ../nbs/31_unlearn.ipynb #31a0c0d2
 def refuse_without(recipe, kind):
     "`ValueError`: there is no such phase, so a change would change nothing."
     if any(isinstance(p, kind) for p in recipe.phases): return
     wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
     there = ", ".join(type(p).__name__ for p in recipe.phases)
-    raise ValueError(f"recipe {recipe.name!r} has no phase {wanted} to change: it has {there}")
+    raise ValueError(f"recipe {recipe.name!r} has no {wanted} phase to change: it has {there}")
 
 # %% ../nbs/31_unlearn.ipynb #dc23d93e
 @dataclass(frozen=True, kw_only=True)

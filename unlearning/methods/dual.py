@@ -20,10 +20,7 @@ def dual(
                         weight_decay=5e-4, schedule="constant"),
     source: str = "Zhong et al., 2025 (CityU-MLO/DualOptim)",
 ) -> Recipe:
-    "The recipe, forget's steps by one optimizer and retain's by another, each kept from phase to phase."
-    for kind in (Erase, Repair):
-        if not any(isinstance(p, kind) for p in recipe.phases):
-            raise ValueError(f"{recipe.name!r} has no {kind.__name__}: two optimizers need both")
+    "The recipe, forget's steps by one optimizer and retain's by another, each kept. `ValueError`: it lacks either."
     made = (recipe.change(Erase, keep="forget", **forget)
             .change_training(**retain).change(Repair, keep="retain"))
     return replace(made, name=f"{recipe.name}+dual", title=f"{recipe.title} + Dual", source=source)

@@ -28,7 +28,6 @@ def first(recipe: Recipe, kind):
 
 def with_surgery(recipe: Recipe, surgery: Recipe) -> Recipe:
     "The recipe, its steps made orthogonal to the retain gradient, under surgery's elastic net."
-    first(recipe, Erase)  # or it would be surgery by name only
     changed = recipe.change(Erase, step=first(surgery, Erase).step)
     return replace(changed, constraints=recipe.constraints + surgery.constraints)
 
