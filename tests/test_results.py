@@ -47,14 +47,35 @@ TABLES = [path for path in NBS.glob('results/*.csv') if re.search('league|as_uns
 VERDICTS = sorted(NBS.glob('results/verdicts_*.csv'))
 
 
+def tables(copy):
+    """The tables that a copy shows, each a list of rows, a row the list of its cells' texts."""
+    outputs = [o for c in nbformat.read(copy, as_version=4).cells for o in c.get('outputs', []) if 'data' in o]
+    rows = [re.findall('<tr.*?</tr>', o['data'].get('text/html', ''), re.S) for o in outputs]
+    return [[re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', html.unescape(row)) for row in table] for table in rows if table]
+
+
 @pytest.mark.parametrize('table', sorted(TABLES), ids=lambda p: p.stem)
 def test_a_table_is_one_that_its_copy_shows(table):
     with table.open(encoding='utf-8') as file: header, *body = csv.reader(file)
     n = len(header) - (2 if table in VERDICTS else 1)  # columns of values, to the right of one name a row
-    outputs = [o for c in nbformat.read(table.with_name(f"{table.stem.removesuffix('_league')}.ipynb"), as_version=4).cells for o in c.get('outputs', [])]
-    shown = [[re.findall(r'<t[hd][^>]*>(.*?)</t[hd]>', html.unescape(row)) for row in re.findall('<tr.*?</tr>', o['data'].get('text/html', ''), re.S)]
-             for o in outputs if 'data' in o]
-    assert [header[-n:], *(row[-n - 1:] for row in body)] in [[rows[0][-n:], *(row[-n - 1:] for row in rows[1:])] for rows in shown if rows]
+    shown = tables(table.with_name(f"{table.stem.removesuffix('_league')}.ipynb"))
+    assert [header[-n:], *(row[-n - 1:] for row in body)] in [[rows[0][-n:], *(row[-n - 1:] for row in rows[1:])] for rows in shown]
+
+
+def spreads(row):
+    """A mean and its deviation, which one network has not."""
+    return [(float(m[1]), float(m[2] or 0)) for cell in row if (m := re.match(r'(-?\d[\d.]*)(?: ± ([\d.]+))?', cell))]
+
+
+@pytest.mark.parametrize('summary', sorted(NBS.glob('results/*_summary.csv')), ids=lambda p: p.stem)
+def test_a_summary_is_that_of_its_copy(summary):
+    """Of each method the copy shows all three accuracies in one row, rounded to a tenth."""
+    columns = ['RA', 'TA', 'UA']
+    shown = [spreads(row) for table in tables(summary.with_name(f"{summary.stem.removesuffix('_summary')}.ipynb")) for row in table]
+    def holds(row, values): return all(any(abs(m - x) < 0.051 and abs(s - y) < 0.051 for x, y in row) for m, s in values)
+    for _, row in pd.read_csv(summary).fillna(0).iterrows():
+        said = list(zip(row[columns], row[[f'{c}_sd' for c in columns]]))
+        assert any(holds(there, said) for there in shown), row.method
 
 
 @pytest.mark.parametrize('table', VERDICTS, ids=lambda p: p.stem)
