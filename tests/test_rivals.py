@@ -170,6 +170,11 @@ def test_kept_weights_step_a_tenth_of_what_they_would(original, split):
     assert steps[1.][~reset].abs().max() > 1e-5
 
 
+def test_kept_weights_are_slowed_only_where_some_were_reset():
+    with pytest.raises(ValueError, match='SlowKept and no Reinit.*add a Reinit before the Repair'):
+        replace(reinit(), phases=reinit().phases[1:])
+
+
 def test_kept_weights_cannot_be_slowed_under_adamw_and_that_is_refused():
     with pytest.raises(ValueError, match=r"SlowKept and trains by 'adamw'.*optimizer='sgd', or SlowKept\(1\.\)"):
         reinit(repair=replace(SHORT, optimizer='adamw'))

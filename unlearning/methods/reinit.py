@@ -82,9 +82,11 @@ class SlowKept(Constraint):
 
     def refuse(self, recipe):
         resets = [isinstance(p, Reinit) for p in recipe.phases]
-        after = recipe.phases[resets.index(True) + 1:] if any(resets) else ()
-        if 0 < self.factor != 1 and any(
-                getattr(getattr(p, "training", p), "optimizer", "") == "adamw" for p in after):
+        if not any(resets):
+            raise ValueError(f"{recipe.name!r} has SlowKept and no Reinit, whose kept weights it slows: "
+                             "add a Reinit before the Repair, or leave SlowKept out")
+        after = [getattr(p, "training", p) for p in recipe.phases[resets.index(True) + 1:]]
+        if 0 < self.factor != 1 and "adamw" in [getattr(t, "optimizer", "") for t in after]:
             raise ValueError(f"{recipe.name!r} has SlowKept and trains by 'adamw', whose steps do not "
                              "shrink with the gradients: use optimizer='sgd', or SlowKept(1.) (kept=1.)")
 
