@@ -55,7 +55,7 @@ class MeanElasticNet(ElasticNet):
 
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #83dd5afd
 def gradient_surgery(
-    *, erase: dict = dict(passes=3, batch_size=2048, lr=0.09, momentum=0.95),  # an equal retain batch beside each
+    *, erase: dict = dict(passes=3, batch_size=2048, lr=0.09, momentum=0.95, train=True),  # beside each an equal retain batch
     repair: Training = Training(epochs=4, batch_size=1024, optimizer="adamw", lr=2e-3,
                                 weight_decay=5e-4, schedule="halving",
                                 augment=PAPER_TRAINING.augment, label_smoothing=0.),
