@@ -55,13 +55,13 @@ class MeanElasticNet(ElasticNet):
 
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #83dd5afd
 def gradient_surgery(
-    *, erase: dict = dict(passes=3, batch_size=2048, lr=0.09, momentum=0.95, train=True),  # beside each an equal retain batch
+    *, erase: dict = dict(passes=1, batch_size=5000, lr=0.09, momentum=0.95, train=True),  # beside it an equal retain batch
     repair: Training = Training(epochs=4, batch_size=1024, optimizer="adamw", lr=2e-3,
                                 weight_decay=5e-4, schedule="halving",
                                 augment=PAPER_TRAINING.augment, label_smoothing=0.),
     l1: float | None = None,  # before the norm of the weights; None: 1e-3 before the repository's means
     repair_first: bool = False,
-    source: str = "sachit3022/unlearning",
+    source: str = "sachit3022/unlearning; one iteration of ascent: §5",
 ) -> Recipe:
     "Gradient surgery, the paper's second technique (§3.2): it acts on the optimization."
     phases = Erase(forget=Ascend(), step=OrthogonalToRetain(), **erase), Repair(training=repair)
