@@ -55,7 +55,8 @@ class MeanElasticNet(ElasticNet):
 
 # %% ../../nbs/methods/45_gradient_surgery.ipynb #83dd5afd
 def gradient_surgery(
-    *, erase: dict = dict(passes=1, batch_size=5000, lr=0.09, momentum=0.95, train=True),  # beside it an equal retain batch
+    *, erase: dict = dict(passes=1, batch_size=5000, lr=0.09, momentum=0.95,  # an equal retain batch beside it
+                          train=True),
     repair: Training = Training(epochs=4, batch_size=1024, optimizer="adamw", lr=2e-3,
                                 weight_decay=5e-4, schedule="halving",
                                 augment=PAPER_TRAINING.augment, label_smoothing=0.),
