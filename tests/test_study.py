@@ -132,6 +132,14 @@ def test_precision_is_decided_where_the_study_begins(tmp_path, monkeypatch, nati
     assert f'augmentation none, {type_})' in said and ('Repairs in bfloat16 and float32.' in said) == native
 
 
+def test_repairs_on_otherwise_smoothed_labels_are_named(finished):
+    """They move the confidence on every image, and so F."""
+    results = finished[1]
+    softer = replace(results, facts=results.facts | dict(training=results.facts['training'] | dict(label_smoothing=0.3)))
+    assert 'Labels smoothed otherwise in repairs: Finetune, Random Labels.' in protocol(softer)
+    assert 'smoothed otherwise' not in protocol(results)
+
+
 def test_another_split_repeats_all(copied):
     before = files(copied)
     run(replace(tiny(copied), split=load_split('digits', forget=90, subset=200, seed=1)))
@@ -567,9 +575,13 @@ def test_a_study_that_could_not_end_is_refused_before_it_begins(tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('plot', [plot_accuracy, plot_cost, plot_forget_quality, plot_losses, plot_mia_gaps, plot_tradeoff, plot_witness])
-def test_figure_says_what_it_was_made_from(finished, plot):
-    assert any('digits, K = 2' in text.get_text() for text in plot(finished[1]).texts)
+K_NETWORKS, ONE = 'digits, K = 2', 'digits, one network of each'
+
+
+@pytest.mark.parametrize('plot, says', [(plot_accuracy, K_NETWORKS), (plot_cost, K_NETWORKS), (plot_forget_quality, K_NETWORKS), (plot_losses, ONE),
+                                        (plot_mia_gaps, K_NETWORKS), (plot_tradeoff, K_NETWORKS), (plot_witness, ONE)])
+def test_figure_says_what_it_was_made_from(finished, plot, says):
+    assert any(says in text.get_text() for text in plot(finished[1]).texts)
 
 
 # Several originals, controls, a reference

@@ -226,7 +226,7 @@ class Request:
     split: Split                  # `forget` is what must go
     training: Training            # how the network was trained: repairs' rates, batches and budget are measured by it
     recipe: Recipe | str = "auto" # or: searched for on pseudo requests, see `94_auto`
-    accuracy: float | None = None # on test, percent, as the owner knows it; None: no word
+    accuracy: float | None = None # on test, percent, as the owner knows it; None: not stated
     budget: float = 5.            # percent of a training's image passes that unlearning may take
     max_test_drop: float = 1.     # points
     comparable: Images | None = None  # never trained on, of the kind of what must go; None: the held-out half of test

@@ -234,7 +234,7 @@ def room_for(n: int, image: int, folder: Path):
     if n * image > free:
         raise ValueError(f"{n:,} images are {n * image / 1e9:,.1f} GB, "
                          f"and {folder} has room for {free / 1e9:,.1f}: "
-                         "pass cache=, another folder, or a data set that ends")
+                         "pass cache=, or set UNLEARNING_DATA to another folder, or pass a data set that ends")
 
 # %% ../../nbs/datasets/16_yours.ipynb #e1a69cf8
 def read(dataset, values: Values, cache) -> tuple:  # pixels (a tensor or an ImageFile), labels
@@ -248,7 +248,7 @@ def read(dataset, values: Values, cache) -> tuple:  # pixels (a tensor or an Ima
         room_for(n, image, folder)
         return streamed(passes, (n, *values.shape), folder), labels
     except OSError as e:
-        remedy = "make room, or pass cache=, another folder"
+        remedy = "make room, pass cache=, or set UNLEARNING_DATA to another folder"
         raise ValueError(f"pixels cannot be kept in {folder} ({e}): {remedy}") from e
 
 # %% ../../nbs/datasets/16_yours.ipynb #e8ffb888
