@@ -576,10 +576,10 @@ def test_a_study_that_could_not_end_is_refused_before_it_begins(tmp_path, monkey
 
 
 K_NETWORKS, ONE = 'digits, K = 2', 'digits, one network of each'
+SAYS = {K_NETWORKS: [plot_accuracy, plot_cost, plot_forget_quality, plot_mia_gaps, plot_tradeoff], ONE: [plot_losses, plot_witness]}
 
 
-@pytest.mark.parametrize('plot, says', [(plot_accuracy, K_NETWORKS), (plot_cost, K_NETWORKS), (plot_forget_quality, K_NETWORKS), (plot_losses, ONE),
-                                        (plot_mia_gaps, K_NETWORKS), (plot_tradeoff, K_NETWORKS), (plot_witness, ONE)])
+@pytest.mark.parametrize('plot, says', [(plot, says) for says, plots in SAYS.items() for plot in plots])
 def test_figure_says_what_it_was_made_from(finished, plot, says):
     assert any(says in text.get_text() for text in plot(finished[1]).texts)
 
