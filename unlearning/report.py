@@ -494,8 +494,8 @@ def paper_tables() -> pd.DataFrame:
     return frame.assign(method=frame.method.map(PAPER_NAMES))
 
 # %% ../nbs/90_report.ipynb #87154675
-def paper_summary(dataset: str) -> pd.DataFrame:  # a row for each method: RA, TA, UA, the attacks, mean_gap, F_paper, total_paper
-    "The paper's figures for a data set in the form of `summary`, gaps computed anew from its scores."
+def paper_summary(dataset: str) -> pd.DataFrame:  # a row for each method
+    "The paper's RA, TA, UA, attacks, mean_gap (computed anew), F_paper and total_paper, in the form of `summary`."
     tables = paper_tables()
     if dataset not in (known := [*tables.dataset.unique()]):
         raise ValueError(f"dataset is {dataset!r}: expected {' or '.join(known)}")
