@@ -65,6 +65,19 @@ def original_of(study: Study) -> tuple:
     return study.plan.filled(weights_in(store.load(task)[0])).eval(), task.key
 
 # %% ../nbs/96_search.ipynb #9601a009
+def _found(study, original, method, share, max_test_drop, trials, say) -> Searched:
+    refuse_elsewhere(study)
+    split = study.split.to(study.device)
+    tuning = halves(split.test)[0]
+    try:
+        with one_thread(): found = auto(original, split, tuning, study.training, share, max_test_drop,
+                                        methods=(method,), trials=trials, say=say)
+    except NoTrial as e:  # its own numbers, then
+        return Searched(told(method, original, split, tuning), np.nan, np.nan, str(e))
+    best = found.trials.loc[found.at]
+    return Searched(found.numbers, float(best.trace), -float(best.lost), found.word)
+
+# %% ../nbs/96_search.ipynb #9601a033
 def search_for(
     study: Study,         # its originals are trained; its recipes do not matter
     method: str,          # out of `RANGES` of 94_auto
@@ -72,28 +85,17 @@ def search_for(
     trials: int = 16,
     max_test_drop: float = 3.,  # points of test accuracy that a trial may lose
 ) -> Searched:
-    "A method's numbers, searched on the first original; once, for they lie in the study's folder."
+    "A method's numbers, searched on the first original; once, for they lie in the study's folder, beside a log of trials."
     original, key = original_of(study)
     code = [make] if own(make := unwrap(WITHIN[method])) or isinstance(make, partial) else []
     asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)), *code,
                      share, trials, max_test_drop])
     file = Path(study.folder) / f"search-{method}-{asked}.json"
     if not file.exists():
-        what = _found(study, original, method, share, max_test_drop, trials)
+        with file.with_suffix(".log").open("w", encoding="utf-8", buffering=1) as log:  # a line at once
+            what = _found(study, original, method, share, max_test_drop, trials, partial(print, file=log))
         with write_whole(file) as part: part.write_text(json.dumps(asdict(what)))
     return Searched(**json.loads(file.read_text()))
-
-def _found(study, original, method, share, max_test_drop, trials) -> Searched:
-    refuse_elsewhere(study)
-    split = study.split.to(study.device)
-    tuning = halves(split.test)[0]
-    try:
-        with one_thread(): found = auto(original, split, tuning, study.training, share, max_test_drop,
-                                        methods=(method,), trials=trials)
-    except NoTrial as e:  # its own numbers, then
-        return Searched(told(method, original, split, tuning), np.nan, np.nan, str(e))
-    best = found.trials.loc[found.at]
-    return Searched(found.numbers, float(best.trace), -float(best.lost), found.word)
 
 # %% ../nbs/96_search.ipynb #9601a026
 def _refuse_wrong_labels(split):
