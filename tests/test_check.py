@@ -50,6 +50,21 @@ class Answer(nn.Module):
     def forward(self, x): return self.f(self.net(x))
 
 
+class Dims(nn.Module):
+    """Normalises by itself, in the place where the images lie."""
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+    def forward(self, x): return self.net(x.sub_(0.5))
+
+
+@pytest.mark.parametrize('model, says', [
+    (lambda: then(nn.BatchNorm1d(10, track_running_stats=False)), 'depends on what else is in its batch'),
+    (Dims, 'writes into the images that it is given'), (lambda: nn.Sequential(nn.ReLU(inplace=True), small()), 'writes into the images')])
+def test_networks_that_spoil_what_is_measured(split, model, says):
+    with pytest.raises(ValueError, match=says): check(model(), split)
+
+
 # What the network answers (N9)
 
 @pytest.mark.parametrize('model, says', [

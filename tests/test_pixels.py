@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 import unlearning
@@ -529,6 +530,21 @@ class Stream(IterableDataset):
 
 class Short(Pictures):
     def __len__(self): return 50
+
+
+class Backwards(ImageFolder):
+    def find_classes(self, directory): return ['a', 'b', 'c'], dict(a=2, b=1, c=0)
+
+
+def test_a_class_is_the_one_of_its_number(tmp_path):
+    """A folder may number its classes as it likes, and a request names one of them."""
+    for i, name in enumerate('abc' * 6):
+        (folder := tmp_path / ('train' if i < 12 else 'test') / name).mkdir(parents=True, exist_ok=True)
+        picture(i).save(folder / f'{i}.png')
+    def read(kind): return from_dataset(*(kind(tmp_path / part, v2.PILToTensor()) for part in ('train', 'test')))
+    for kind in (ImageFolder, Backwards):
+        forget = load_split(read(kind), forget='class:a').forget
+        assert len(forget) == 4 and {read(kind).paths[i][0] for i in forget.indices} == {'a'}
 
 
 @pytest.mark.parametrize('data, says', [

@@ -34,6 +34,7 @@ from unlearning.metrics.evidence import FOUND, NONE, UNDECIDABLE
 from unlearning.models import create_model
 from unlearning.request import Request, build, choose, limits, look, make_example, refusal, report, run, run_request, source_of, weigh
 from unlearning.training import Training, logits
+from unlearning.unlearn import Edit, NothingChanged, Recipe
 from unlearning.weights import load_weights
 
 
@@ -133,13 +134,22 @@ def test_a_plain_folder_is_read_as_the_folder_source_reads(tmp_path, kind):
     assert not torch.equal(ours.train.images, theirs.train.images)
 
 
+@pytest.mark.parametrize('kind, what', [(sixteen, 'scaled to 8 bits'), (clear, 'shown over white'), (turned, 'turned upright')])
+def test_pictures_that_torchvision_shows_otherwise_are_told(photos, kind, what):
+    """Whoever trained through its ImageFolder has to know."""
+    picture, ending, more = kind(0)
+    picture.save(photos / f'train/cat/odd.{ending}', **more)
+    with pytest.warns(UserWarning, match=f'1 of 9 images in .*train are not decoded as torchvision.*: 1 {what}.* by module:function'): asked(photos)
+
+
 @pytest.mark.parametrize('mode, ending', [
     ('RGB', 'png'), ('RGB', 'jpg'), ('RGB', 'bmp'), ('RGB', 'webp'), ('L', 'png'), ('L', 'jpg'), ('P', 'png'), ('1', 'png'), ('CMYK', 'jpg')])
 def test_usual_pictures_have_the_pixels_that_torchvision_gives(tmp_path, mode, ending):
     (tmp_path / 'cat').mkdir()
     for i in range(3): colours(np.random.default_rng(i)).convert(mode).save(tmp_path / 'cat' / f'{i}.{ending}')
-    for (ours, _), (theirs, _) in zip(PlainFolder(tmp_path), ImageFolder(tmp_path), strict=True):
+    for (ours, _), (theirs, _) in zip(folder := PlainFolder(tmp_path), ImageFolder(tmp_path), strict=True):
         assert ours.mode == theirs.mode and ours.tobytes() == theirs.tobytes()
+    assert not folder.otherwise
 
 
 def litter(photos):
@@ -299,6 +309,17 @@ def test_what_a_search_warns_of_is_not_handed_over(digits, tmp_path, monkeypatch
     assert refusal(r, SimpleNamespace(value=0.)) == word == json.loads((out / 'report.json').read_text())['refused']
     assert {p.name for p in out.iterdir()} == {'report.json', 'report.html', 'manifest.json', 'SHA256SUMS'}
     assert 'No weights are handed over' in (text := (out / 'report.html').read_text()) and word[1:] in text
+
+
+class Still(Edit):
+    def images(self, split): return 0
+    def edit(self, run): return 0
+
+
+def test_weights_that_nothing_changed_are_not_handed_over(digits, tmp_path):
+    still = Recipe(name='still', phases=(Still(),))
+    with pytest.warns(NothingChanged): out = run_request(digits(still), tmp_path / 'answer', make_key(tmp_path / 'owner.key', tmp_path / 'answer'))
+    assert 'changed no weight' in json.loads((out / 'report.json').read_text())['refused'] and not list(out.glob('unlearned*'))
 
 
 def test_a_search_without_a_trace_ends_in_a_report(digits, tmp_path):

@@ -466,6 +466,8 @@ def test_numpy_scalars_are_numbers(tmp_path):
     (dict(samples=True), 'samples is True, a bool: pass a whole number or None'), (dict(training=Training(epochs=True)), 'training.epochs is True, a bool: pass a number'),
     (dict(jobs=0), 'jobs is 0'), (dict(permutations=-1), 'permutations is -1'), (dict(samples='all'), "samples is 'all', a str: pass a whole number or None"),
     (dict(training=Training(epochs='1.5')), "training.epochs is '1.5', a str: pass a number"), (dict(training=Training(epochs=0)), 'training.epochs is 0'),
+    (dict(training=Training(epochs=float('nan'))), 'training.epochs is nan'), (dict(training=Training(lr=0.)), 'training.lr is 0.0'), (dict(training=Training(lr=float('nan'))), 'training.lr is nan'),
+    (dict(training=Training(label_smoothing=5.)), 'training.label_smoothing is 5.0: a share, 0 to 1'), (dict(training=Training(augment=('flp',))), "unknown augmentation 'flp'"),
     (dict(training=Training(augment='flip')), r"training.augment is 'flip', a str: pass a tuple, such as \('flip',\)"),
     (dict(training=Training(optimizer='adam')), "unknown optimizer 'adam': use 'sgd' or 'adamw'"),
     (dict(training=Training(schedule='linear')), "unknown schedule 'linear': use 'onecycle'"),

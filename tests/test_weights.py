@@ -158,6 +158,36 @@ def test_safetensors_under_another_ending(tmp_path):
     assert torch.equal(ask(load_weights(small(seed=1), path), X), ask(small(), X))
 
 
+class Part(nn.Module):
+    """A layer, and a part that is called module and has a layer of the same name."""
+    def __init__(self, depth=1):
+        super().__init__()
+        self.fc = nn.Linear(2, 2)
+        if depth: self.module = Part(depth - 1)
+
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda n: nn.DataParallel(torch.compile(n, backend='eager')), AveragedModel, lambda n: n])
+def test_a_part_that_is_called_module_keeps_its_weights(wrap, tmp_path):
+    net = Part()
+    torch.save(wrap(net).state_dict(), path := tmp_path/'model.pt')
+    loaded = load_weights(Part(), path).state_dict()
+    assert all(torch.equal(v, loaded[k]) for k, v in net.state_dict().items())
+
+
+def test_files_without_counts_of_batches_are_loaded(tmp_path):
+    """As torch loads those of before 0.4.1."""
+    net = small()
+    torch.save({k: v for k, v in net.state_dict().items() if 'num_batches' not in k}, path := tmp_path/'old.pt')
+    assert torch.equal(ask(load_weights(small(1), path), X), ask(net, X))
+
+
+@pytest.mark.parametrize('image', ['224', '[3, 224, 224]', 'a cat'])
+def test_a_header_of_somebody_else_is_no_place_of_masks(image, tmp_path):
+    plain = {k: v.contiguous() for k, v in small().state_dict().items()}
+    save_file(plain, path := tmp_path/'theirs.safetensors', metadata=dict(format='pt', image=image))
+    assert torch.equal(ask(load_weights(small(1), path), X), ask(small(), X))
+
+
 class Evil:
     def __reduce__(self): return print, ('executed',)
 

@@ -13,7 +13,7 @@ __all__ = ['DESCRIBERS', 'DATA', 'PLAIN', 'HEAP', 'PYTHONS', 'GENERATED', 'HOOKS
 import datetime, dis, errno, functools, glob, hashlib, importlib, inspect, io, json, operator, os, platform
 import re, signal, socket, sys, threading, time, traceback, types, uuid, warnings
 from collections import deque
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
@@ -62,7 +62,7 @@ def _with_attributes(settings, content, _seen):  # which data of one's own kind 
 
 # %% ../nbs/80_ensemble.ipynb #80da7a02
 def describe(settings, _seen=None):
-    "Settings as plain JSON data, the same in every process; other content, other data. `TypeError` on what has none."
+    "Settings as plain JSON data, the same in every process; different content gives different data. `TypeError` on what has none."
     _refuse_called_data(settings)
     kind = next((c for c in type(settings).__mro__ if c in DESCRIBERS), None)
     if kind: return _with_attributes(settings, DESCRIBERS[kind](settings, _seen), _seen)
@@ -801,7 +801,7 @@ def run_tasks(
                     {} if errors is None else errors)
     if progress is not None: progress.skip([t for t in tasks if t not in todo])
     run = _Run(todo, Sent(make), store, progress, broken)
-    with workers(jobs, scheduler) if todo else suppress() as parallel:
+    with workers(jobs, scheduler) if todo else nullcontext() as parallel:
         while run.todo: _round(run, parallel)
     if errors is None: raise_errors(broken)
     return lost | run.lost

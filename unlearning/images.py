@@ -7,11 +7,12 @@ __all__ = ['EACH', 'FIELDS', 'NUMPYS', 'TORCHS', 'SPELLINGS', 'TOPS', 'PARTS', '
            'channel_statistics', 'stated', 'Pixels', 'Images', 'spread_out', 'ImageFile', 'as_bytes', 'of_layout',
            'overshoots', 'of_range', 'tell_dim', 'as_numpy', 'as_pixels', 'as_labels', 'in_memory', 'Division',
            'hash_images', 'pixel_hashes', 'copy_hashes', 'duplicates', 'Split', 'check_positions', 'check_forget',
-           'apportion', 'draw_balanced', 'draw_subset', 'class_names', 'alike', 'forget_copies', 'make_split',
-           'save_split', 'read_split', 'pixel_files', 'shared_split', 'Batch', 'batches']
+           'apportion', 'draw_balanced', 'draw_subset', 'in_order', 'class_names', 'alike', 'forget_copies',
+           'make_split', 'save_split', 'read_split', 'pixel_files', 'shared_split', 'Batch', 'batches']
 
 # %% ../nbs/01_images.ipynb #c7c359f3
 import hashlib, json, math, mmap, warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -489,12 +490,23 @@ def draw_subset(forget, retain, labels, subset: int, rng) -> tuple:
     forget = forget[draw_balanced(labels[forget], n, rng)]
     return forget, retain[draw_balanced(labels[retain], subset - n, rng)]
 
+# %% ../nbs/01_images.ipynb #9dd115db
+def in_order(classes) -> list:
+    "Names in the order of their numbers, out of a list, or a dict either way. `ValueError`: they have no such order."
+    if isinstance(classes, (set, frozenset)):
+        raise ValueError("classes is a set, which has no order: pass a list, in the order of their numbers")
+    if not isinstance(classes, Mapping): return [*classes]
+    number = classes if {*classes.values()} == {*range(len(classes))} else {v: k for k, v in classes.items()}
+    if {*number.values()} != {*range(len(classes))}:
+        raise ValueError(f"classes is {dict(classes)}: give each of {len(classes)} names a number of its own, from 0 on")
+    return sorted(number, key=number.get)
+
 # %% ../nbs/01_images.ipynb #655635ef
 def class_names(classes, train: Images, test: Images, val: Images | None = None) -> tuple:
-    "`classes`, or the numbers of the labels, as strings. `ValueError` if a label lies beyond them."
+    "`classes`, see `in_order`, or the numbers of the labels, as strings. `ValueError` if a label lies beyond them."
     highest = lambda images: max((int(t.max()) for t in (images.labels, images.truth)
                                   if t is not None and len(t)), default=-1)
-    names = tuple(map(str, range(highest(train) + 1) if classes is None else classes))
+    names = tuple(map(str, range(highest(train) + 1) if classes is None else in_order(classes)))
     for which, images in dict(train=train, test=test, val=val).items():
         if images is None or (label := highest(images)) < len(names): continue
         known = f"there are {len(names)} classes, 0 to {len(names) - 1}"

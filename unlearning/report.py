@@ -235,7 +235,8 @@ def protocol(results: Results) -> str:
             f"{f['test']:,} test images. Network {f['network']}, "
             f"{_training_in_words(f['training'])}. K = {f['K']} retrained networks and "
             f"{f['K']} seeds of each method on {original}; ± is the standard deviation over seeds, "
-            f"for the mean gap its bootstrap standard error, [low, high] a 95 % interval."
+            f"for the mean gap its bootstrap standard error, for F's ceiling over permutations; "
+            f"[low, high] a 95 % interval."
             f"{_beside_methods(f)}{_repairs(f)} "
             f"SVC attack with {shadow}; F ceiling from {f['permutations']} permutations. "
             f"{_machine(f)}{_took(results)}{_lost(results)}{_collapsed(results)}")

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['PREPARED', 'UNTOLD', 'TAKES', 'FEWEST_TEST', 'COARSE', 'RARE', 'ALLOW_LESS', 'NO_REFERENCE', 'ALONE', 'UNTAUGHT',
            'UNEXPORTED', 'GONE', 'BACK', 'OTHER_SHAPE', 'SAME_NAME', 'TAUGHT', 'NO_UNSEEN', 'NEARLY', 'SOME',
-           'ALIKE_BY_NATURE', 'PEOPLE', 'KNOWN', 'BEFORE', 'FALLEN', 'MORE', 'COSTLY', 'NOT_REPAIRED', 'NOT_FOUND',
-           'BETTER', 'WORSE', 'AS_BEFORE', 'DOUBT', 'NOT_DECIDED', 'NO_SHARES', 'WEAK', 'NO_NETWORK', 'SAME', 'OTHER',
-           'POOR', 'ENOUGH_OF', 'NOT_SHOWN', 'ALIKE', 'OF_PEOPLE', 'OTHERS', 'SCHEMA', 'NOTHING_OF', 'OF_NAMES',
-           'by_name', 'build', 'loaded', 'evaluation', 'data_of', 'source_of', 'comparable_images', 'make_example',
-           'Request', 'unknown', 'set_apart', 'warn_coarse', 'warn_rare', 'study_of', 'refuse_untrainable',
-           'refuse_untaught', 'refuse_unexported', 'look', 'classes_gone', 'people_named', 'of_people', 'refuse_back',
-           'refuse_left', 'thumbnails', 'nearly', 'cases', 'looked_at', 'answers', 'values', 'judged', 'limits',
-           'finite', 'choose', 'run', 'accuracy_lost', 'is_right', 'paired', 'fallen', 'refusal', 'weigh', 'rank_rows',
-           'weigh_earlier', 'attack', 'share', 'said', 'told_wrong', 'weigh_labels', 'by_references', 'refer',
-           'refuse_alike', 'of_stay', 'refuse_poor', 'positions_kept', 'plain', 'utility', 'refuse_other', 'report',
-           'hand_over_request', 'ranks_figure', 'labels_figure', 'figure', 'page', 'done', 'signed', 'paragraphs',
-           'run_request']
+           'ALIKE_BY_NATURE', 'PEOPLE', 'KNOWN', 'BEFORE', 'FALLEN', 'MORE', 'UNCHANGED', 'COSTLY', 'NOT_REPAIRED',
+           'NOT_FOUND', 'BETTER', 'WORSE', 'AS_BEFORE', 'DOUBT', 'NOT_DECIDED', 'NO_SHARES', 'WEAK', 'NO_NETWORK',
+           'SAME', 'OTHER', 'POOR', 'ENOUGH_OF', 'NOT_SHOWN', 'ALIKE', 'OF_PEOPLE', 'OTHERS', 'SCHEMA', 'NOTHING_OF',
+           'OF_NAMES', 'by_name', 'build', 'loaded', 'evaluation', 'data_of', 'source_of', 'comparable_images',
+           'make_example', 'Request', 'unknown', 'set_apart', 'warn_coarse', 'warn_rare', 'study_of',
+           'refuse_untrainable', 'refuse_untaught', 'refuse_unexported', 'look', 'classes_gone', 'people_named',
+           'of_people', 'refuse_back', 'refuse_left', 'thumbnails', 'nearly', 'cases', 'looked_at', 'answers', 'values',
+           'judged', 'limits', 'finite', 'choose', 'run', 'accuracy_lost', 'is_right', 'paired', 'fallen', 'refusal',
+           'weigh', 'rank_rows', 'weigh_earlier', 'attack', 'share', 'said', 'told_wrong', 'weigh_labels',
+           'by_references', 'refer', 'refuse_alike', 'of_stay', 'refuse_poor', 'positions_kept', 'plain', 'utility',
+           'refuse_other', 'report', 'hand_over_request', 'ranks_figure', 'labels_figure', 'figure', 'page', 'done',
+           'signed', 'paragraphs', 'run_request']
 
 # %% ../nbs/95_request.ipynb #5aad3d4c
 import importlib.util, inspect, io, json, secrets, tempfile, time, warnings
@@ -47,7 +47,7 @@ from .auto import (MOST, Even, Found, auto, exceeds, halves, mostly, of_classes,
 from .check import Doubt, check, commonest
 from .datasets.folder import hidden
 from .datasets.source import Source
-from .datasets.yours import PlainFolder, from_dataset
+from .datasets.yours import PlainFolder, from_dataset, tell_otherwise
 from .ensemble import Store, architecture, describe, environment, hash_of
 from .images import Images, Split, batches, copy_hashes, spread_out
 from .load import gone_classes
@@ -161,7 +161,9 @@ def source_of(train: str, test: str, size: int | None = None, mean=None, std=Non
     if len(folders) == 2 and sets[0].classes != sets[1].classes:
         odd = sorted(set(sets[0].classes) ^ set(sets[1].classes))[0]
         raise ValueError(f"{train} and {test} have different classes: {odd!r} is in one of them")
-    return from_dataset(*sets, mean=mean, std=std)
+    source = from_dataset(*sets, mean=mean, std=std)
+    for folder in (s for s in sets if isinstance(s, PlainFolder)): tell_otherwise(folder)
+    return source
 
 # %% ../nbs/95_request.ipynb #cb492c55
 def comparable_images(folder: str, source: Source, size: int, mean, std) -> Images:
@@ -225,7 +227,7 @@ class Request:
     model: nn.Module              # as it is served: from normalised images to logits
     split: Split                  # `forget` is what must go
     training: Training            # how the network was trained: repairs' rates, batches and budget are measured by it
-    recipe: Recipe | str = "auto" # or: searched for on pseudo requests, see `94_auto`
+    recipe: Recipe | str = "auto" # or a name in `WITHIN`; auto: searched for on pseudo requests, see `94_auto`
     accuracy: float | None = None # on test, percent, as the owner knows it; None: not stated
     budget: float = 5.            # percent of a training's image passes that unlearning may take
     max_test_drop: float = 1.     # points
@@ -712,11 +714,13 @@ def fallen(r: Request) -> list:
     return words if len(words) <= 3 else [*words[:3], MORE.format(len(words) - 3)]
 
 # %% ../nbs/95_request.ipynb #4b3633e9
+UNCHANGED = "the recipe changed no weight, so nothing was forgotten: give it more epochs, or a higher rate"
 COSTLY = ("test accuracy fell by {:.1f} points (95 % interval {:.1f} to {:.1f}) on images "
           "that had no part in the choice of the method, and {:.1f} were allowed")
 
 def refusal(r, drop) -> str:
     "Why the weights are not handed over; empty: they are."
+    if weights_fingerprint(r.unlearned) == r.fingerprint: return UNCHANGED
     if r.found.word: return r.found.word
     costly = COSTLY.format(*drop, r.max_test_drop).replace("-", "−")
     if exceeds(drop.value, r.max_test_drop): return costly

@@ -87,7 +87,8 @@ def search_for(
 ) -> Searched:
     "A method's numbers, searched on the first original; once, for they lie in the study's folder, beside a log of trials."
     original, key = original_of(study)
-    code = [make] if own(make := unwrap(WITHIN[method])) or isinstance(make, partial) else []
+    make = unwrap(WITHIN[method])
+    code = [make] if own(make) or isinstance(make, partial) else []
     asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)), *code,
                      share, trials, max_test_drop])
     file = Path(study.folder) / f"search-{method}-{asked}.json"

@@ -15,7 +15,7 @@ __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE',
            'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of',
            'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of',
            'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'refuse_foreign', 'collect',
-           'refuse_unstored', 'look', 'refuse_without_gpu', 'refuse_weightless', 'trained_first', 'without_original',
+           'refuse_unstored', 'look', 'refuse_without_gpu', 'set_weightless_aside', 'trained_first', 'without_original',
            'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing',
            'unpack']
 
@@ -34,7 +34,7 @@ import safetensors
 from torch import nn
 
 # %% ../nbs/81_study.ipynb #0b9cafa6
-from .augment import AUGMENTATIONS
+from .augment import AUGMENTATIONS, augmentations
 from .images import Split, as_numpy, pixel_files, read_split, save_split, shared_split
 from .load import untaught
 from .ensemble import (ROW, Store, Task, Unfit, architecture, claim, describe, hash_of,
@@ -132,7 +132,9 @@ def blueprint(network, sizes) -> Blueprint:
     if isinstance(network, nn.Module): return Blueprint(without_drawn(network), sizes)
     network = meant(network, NETWORKS)
     plan = Blueprint(network, sizes)
-    if isinstance(network, str): return plan.fresh(0) and plan
+    if isinstance(network, str):
+        plan.fresh(0)  # refuses an unknown name
+        return plan
     if not callable(network): raise ValueError(WRONG.format(network, type(network).__name__))
     one, other = (plan.fresh(seed) for seed in (0, 1))
     if not isinstance(one, nn.Module): raise ValueError(WRONG.format(network, type(one).__name__))
@@ -190,9 +192,12 @@ def checked_training(t: Training, device="cpu") -> Training:
     "The training, with Python's numbers and the name of its precision. `ValueError` if it could not run."
     check_types(t, "training.")
     t = replace(t, **{k: v.item() for k, v in vars(t).items() if isinstance(v, np.generic)})
-    for name in ("epochs", "batch_size"):
-        if getattr(t, name) <= 0:
+    for name in ("epochs", "batch_size", "lr"):
+        if not 0 < getattr(t, name) < math.inf:
             raise ValueError(f"training.{name} is {getattr(t, name)}: ask for more than 0")
+    if not 0 <= t.label_smoothing <= 1:
+        raise ValueError(f"training.label_smoothing is {t.label_smoothing}: a share, 0 to 1")
+    augmentations(t.augment)
     make_schedule(make_optimizer([torch.zeros(1)], t), t, 1, 1)
     return meant_training(t, device)
 
@@ -207,7 +212,7 @@ def settled_recipe(recipe: Recipe, device) -> Recipe:
 # %% ../nbs/81_study.ipynb #e5a3ca75
 @dataclass(frozen=True, eq=False)
 class Study:
-    "What is compared, on which images, with how many seeds, and where the results lie."
+    "What is compared, on which images, with how many seeds, and where the results lie. `ValueError`: it cannot be."
     split: Split
     recipes: dict                    # name of the row: Recipe
     folder: str | Path               # of the store; finished work found there is not repeated
@@ -763,7 +768,7 @@ FOREIGN = ("{} measurements, {} for one, are of other networks of the same names
            "machine makes: they are deleted now; call run_study once more")
 
 def refuse_foreign(records, measured, store):
-    "`ValueError`: accuracies that were measured are not those of the answers."
+    "`ValueError`: accuracies that were measured are not those of the answers; they are deleted."
     def is_of(r): return all(abs(r.row[name] - 100 * r.correct[part].mean()) < 1e-6
                              for part, name in PARTS.items())
     odd = [store.path(measured[r.task]) for r in records if not is_of(r)]
@@ -820,7 +825,7 @@ def look(study):
 
 # %% ../nbs/81_study.ipynb #b7d14abe
 def refuse_without_gpu(study, tasks, store):
-    "What a GPU has computed can be read anywhere."
+    "`ValueError`: networks are missing, and the GPU for them too; what one has computed can be read anywhere."
     if study.scheduler or not lacks(study.device): return
     every = [t for row in tasks.values() for t in row]
     lost = store.lost(every)
@@ -829,8 +834,8 @@ def refuse_without_gpu(study, tasks, store):
     raise ValueError(f"device is {study.device!r}, and {gpus_found()} here: "
                      "use 'cpu', or a scheduler whose workers have it")
 
-def refuse_weightless(study, tasks, measured, store):
-    "Earlier records of retrained networks have no weights: where a control starts from one, it is made anew."
+def set_weightless_aside(study, tasks, measured, store):
+    "Earlier records of retrained networks have no weights: one from which a control starts is made anew."
     starts = tasks["retrain"] if study.originals == "each" else tasks["retrain"][:1]
     for t in starts if study.control else ():
         if not whole(store, t) or weights_in(store.load(t)[0]): continue
@@ -891,7 +896,7 @@ def run_study(
     split_path, measured = str(write_split(study.split, store)), measurements(study, tasks)
     make, measure = (maker(study, split_path, store, tasks["original"][0]),
                      Measurer(split_path, store, study.samples))
-    refuse_weightless(study, tasks, measured, store)
+    set_weightless_aside(study, tasks, measured, store)
     with progress_bar([*measured, *measured.values()], disable=not progress) as bar:
         def run(tasks, make, jobs=study.jobs, scheduler=study.scheduler):
             return run_tasks(tasks, make, store, jobs, bar, scheduler, broken)

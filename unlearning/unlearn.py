@@ -76,7 +76,7 @@ class ForgetLoss(Piece):
 @dataclass(frozen=True)
 class RetainLoss(Piece):
     "What a retain batch is taught. This one: its labels, by the loss of the phase."
-    looks = 0  # the same, for each retain image
+    looks = 0  # forward passes besides the student's, for each retain image
 
     def __call__(self, run: Run, logits, batch: Batch, ordinary):
         "A scalar to descend; `ordinary` is the phase's own loss, a function of (logits, batch)."
@@ -89,7 +89,7 @@ class Descend(Piece):
     retain_weight: float = 0.
     steps_a_batch = 1  # directions that it yields for a forget batch
 
-    def directions(self, run: Run, forget, retain):  # functions that return a list of tensors, one for each parameter
+    def directions(self, run: Run, forget, retain):  # functions that return tensors, one for each parameter
         if not self.retain_weight: yield forget()
         else: yield [f + self.retain_weight * r for f, r in zip(forget(), retain())]
 
@@ -116,13 +116,14 @@ class Freeze(Constraint):
     def __post_init__(self):
         # a list cannot be hashed, and one name is no tuple of letters
         names = (self.names,) if isinstance(self.names, str) else tuple(self.names)
+        if not names: raise ValueError("names is empty: say what is to be held")
         object.__setattr__(self, "names", names)
 
     def start(self, run):
         every = dict(remove_duplicate=False)  # a shared tensor has several names
         tensors = [*run.student.named_parameters(**every),
                    *run.student.named_buffers(**every)]  # batch-norm statistics too
-        for start in self.names or ("nothing, as names is empty",):
+        for start in self.names:
             if any(name.startswith(start) for name, _ in tensors): continue
             first = [name for name, _ in tensors][:3]
             raise ValueError(f"no parameter starts with {start}: the network has {first} …")
@@ -213,7 +214,7 @@ class Erase(Phase):
 
 # %% ../nbs/31_unlearn.ipynb #a7de4c99
 def refuse_optimizer(settings):
-    "`ValueError` for numbers that are none, and for names of optimizers and schedules that nobody knows."
+    "`ValueError` for settings that are not numbers, and for names of optimizers and schedules that nobody knows."
     for name in ("lr", "momentum", "weight_decay", "batch_size", "epochs", "passes"):
         value = getattr(settings, name, 1)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
@@ -253,7 +254,7 @@ def pairs(run: Run, phase: Erase):
 
 # %% ../nbs/31_unlearn.ipynb #6d8294cb
 def gradient(loss, params):
-    "The gradient of a loss, a list of tensors. `FloatingPointError` if the loss is not finite."
+    "Of a loss, a tensor for each parameter. `ValueError`: no scalar, or it reaches none; `FloatingPointError`: not finite."
     if not (torch.is_tensor(loss) and loss.numel() == 1):
         raise ValueError(f"a loss gave {loss!r}: it has to be a tensor of one number")
     refuse_unreached(loss, params)
@@ -400,7 +401,7 @@ def needed(found, who: str, what="convolution"):
 
 # %% ../nbs/31_unlearn.ipynb #7fdba108
 def refuse_recipe(recipe):
-    "`ValueError` for phases and constraints that are none, and for kept optimizers that differ."
+    "`ValueError` for what is no phase or constraint, and for kept optimizers that differ."
     for what in ("phases", "constraints"):
         if not isinstance(getattr(recipe, what), (tuple, list)):
             raise ValueError(f"{what} of recipe {recipe.name!r} is "

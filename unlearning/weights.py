@@ -119,18 +119,26 @@ def _behind_masks(net):
 TWICE = ("holds {!r} twice, with a prefix and without, and they differ: "
          "write those that are served to a file of their own")
 
+def _without_first(own, state):
+    "Without the first `module.` of all names, if what is left are the network's: a part of it may be called module, too."
+    names = [_plain(k) for k in state]
+    left = [k.removeprefix("module.") for k in names]
+    whole = all(k.startswith("module.") for k in names) and sorted(left) == sorted(own)
+    return dict(zip(left, state.values())) if whole and state.keys() != own.keys() else state
+
 def _equal(a, b):
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # NaN as well
 
 def _named_as(own, state, behind={}):
     "The state under the names of the network `own` (a state dict); `behind`: see `_behind_masks`."
+    if "n_averaged" not in own: state = {k: v for k, v in state.items() if k != "n_averaged"}  # AveragedModel's
+    state = _without_first(own, state)
     bare = behind | {_bare(k): k for k in own}
     found = {}
     for k, v in state.items():
         name = k if k in own else bare.get(_bare(k), _bare(k))
         if name in found and not _equal(found[name], v): raise ValueError(TWICE.format(name))
         found[name] = v
-    if "n_averaged" not in own: found.pop("n_averaged", None)  # AveragedModel counts in its state
     return _unwrapped(own, found)
 
 # %% ../nbs/22_weights.ipynb #20f53260
@@ -201,12 +209,20 @@ def _more(names): return f" (and {len(names) - 1} more)" if len(names) > 1 else 
 # %% ../nbs/22_weights.ipynb #a0add086
 def _device(net): return next((p.device for p in net.parameters()), None)
 
+def _image_of(state, facts):
+    "Shape and type of the images for which masks were placed; None: none were, or `image` is a word of somebody else's."
+    try:
+        shape, dtype = json.loads(facts.get("image", "null"))
+        return torch.Size(shape), getattr(torch, dtype)
+    except (AttributeError, TypeError, ValueError):
+        if "image" in facts and any(k.endswith(".mask") for k in state): raise
+
 def _with_places(net, state, facts):
     "The network with a mask, still open, wherever the file has one."
-    if "image" in facts and not masks(net):
-        shape, dtype = json.loads(facts["image"])
+    if (image := _image_of(state, facts)) and not masks(net):
+        shape, dtype = image
         ramp = torch.linspace(0, 1, 2 * math.prod(shape), device=_device(net)).view(2, *shape)
-        net = place_masks(net, ramp.to(getattr(torch, dtype)))  # forward may divide by an image's spread
+        net = place_masks(net, ramp.to(dtype))  # forward may divide by an image's spread
     for name, m in masks(net).items():
         if f"{name}.mask" in state and m.mask is None:
             m.mask = torch.ones(m.size, dtype=torch.bool, device=_device(net))
@@ -245,6 +261,8 @@ def _placed(net, state, facts, path):
 
 def _fill(net, state, path):
     own = net.state_dict()
+    # old files lack these; torch's own loading does without, too
+    state = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")} | state
     if why := _misfit(own, state):
         raise ValueError(f"{path} does not fit this network: {why}{_hint(state, own)}")
     for k, one in _ties(own).items():

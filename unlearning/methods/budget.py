@@ -50,7 +50,7 @@ from .transpose import transpose
 # %% ../../nbs/methods/68_budget.ipynb #9114130d
 class TooDear(ValueError): "A method does not fit into the budget."
 
-TOO_LITTLE = ("{} cannot be done for a share of {}: a length of 1 takes {:,.0f} image passes, "
+TOO_LITTLE = ("{} cannot be done for a share of {}: it takes {:,.0f} image passes at least, "
               "and the budget is {:,.0f}; give it a larger share, {:.3f} at least, "
               "or fewer passes over forget")
 
@@ -81,7 +81,7 @@ class Budget:
         needed = least / self.passes * self.share
         up = ceil(1000 * needed) / 1000  # rounded down, it would be refused again
         # (`soft_witness` may be: its witness grows with the share)
-        raise TooDear(TOO_LITTLE.format(make(1).name, self.share, one, self.passes, up))
+        raise TooDear(TOO_LITTLE.format(make(1).name, self.share, least, self.passes, up))
 
     def fitted(self, recipe) -> Recipe:
         "The recipe, its repairs longer or shorter by one factor, so that it spends the budget."
@@ -93,7 +93,9 @@ TURNS = ("passes", "rounds", "epochs", "steps", "retain_steps")  # numbers that 
 def _fewer(numbers) -> dict:
     "The numbers with one turn less of what there are most turns of; {} where nothing is done twice."
     turns = {k: v for k, v in numbers.items() if k in TURNS and v > 1}
-    return numbers | {k: turns[k] - 1 for k in [max(turns, key=turns.get)]} if turns else {}
+    if not turns: return {}
+    most = max(turns, key=turns.get)
+    return numbers | {most: turns[most] - 1}
 
 def turns_that_fit(make, budget, numbers) -> dict:
     "The numbers of a method, with fewer turns where not all fit. `TooDear`: not even one does."
@@ -200,7 +202,7 @@ def within_soft_witness(b, lr=0.5, batch=0.5, erase_lr=0.01, passes=2, temperatu
 @_method
 def within_soft_unseen(b, lr=0.1, batch=0.5, erase_lr=0.1, passes=4,
                        push=1.5, spread=1.2, accuracy=0.7):
-    "`accuracy`: of such a network, on images that it has not learned; 0.7 is a fifth of CIFAR-10's: tell yours."
+    "`accuracy`: the network's, on images that it has not learned; 0.7 is a fifth of CIFAR-10's: tell yours."
     repair, erase = (_repair(b, lr, batch),
                      _erase(b, erase_lr, passes, schedule="cosine", weight_decay=5e-4,
                             train=len(b.split.forget) > 1))  # batch norm cannot train on one image
