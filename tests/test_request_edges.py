@@ -311,6 +311,13 @@ def test_what_a_search_warns_of_is_not_handed_over(digits, tmp_path, monkeypatch
     assert 'No weights are handed over' in (text := (out / 'report.html').read_text()) and word[1:] in text
 
 
+@pytest.mark.parametrize('wrong, says', [
+    (dict(seed=1.5), 'seed is 1.5, a float: pass a whole number'), (dict(accuracy='91'), "accuracy is '91', a str: pass a number or None"),
+    (dict(wrong_labels='no'), "wrong_labels is 'no', a str"), (dict(id=7), 'id is 7, a int'), (dict(references=True), 'references is True, a bool')])
+def test_a_request_with_a_setting_of_another_type_is_refused_by_name(digits, wrong, says):
+    with pytest.raises(ValueError, match=says): digits(**wrong)
+
+
 class Still(Edit):
     def images(self, split): return 0
     def edit(self, run): return 0

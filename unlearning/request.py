@@ -20,7 +20,7 @@ __all__ = ['PREPARED', 'UNTOLD', 'TAKES', 'FEWEST_TEST', 'COARSE', 'RARE', 'ALLO
 
 # %% ../nbs/95_request.ipynb #5aad3d4c
 import importlib.util, inspect, io, json, secrets, tempfile, time, warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from functools import partial
 from importlib.resources import files
@@ -62,7 +62,7 @@ from .metrics.evidence import (ENOUGH, FOUND, LEVEL, NONE, UNDECIDABLE, UNLIKE,
 from .metrics.forget_quality import Interval, statistic
 from .metrics.memory_left import LEAST, memory_left
 from .models import copy_network, drawn_anew, outputs, unwrap
-from .study import Study, checked_training, network_tasks, run_study, weights_in
+from .study import Study, check_type, checked_training, network_tasks, run_study, weights_in
 from .training import Training, logits, refuse_half
 from .unlearn import COLLAPSE, Recipe, unlearn
 from .weights import export, load_weights, plain_state, save_weights
@@ -248,6 +248,7 @@ class Request:
     def __post_init__(self):
         for name, value in vars(self).items():  # the report is JSON, which has no numbers of NumPy's
             if isinstance(value, np.generic): setattr(self, name, value.item())
+        _check_plain(self)
         self.model = unwrap(self.model)  # DataParallel, compiled
         self.id = self.id.strip() or f"{date.today()}-{secrets.token_hex(3)}"
         self.asked_on = _date(str(self.asked_on)) if self.asked_on else ""
@@ -285,6 +286,12 @@ def _check_id(r: Request):
         raise ValueError("id is 'references': the folder of retrained networks is called so")
 
 # %% ../nbs/95_request.ipynb #5c1e77a2
+def _check_plain(r: Request):
+    "`ValueError` names a number, a word or a yes that is something else."
+    for f in fields(r):
+        if f.type in (int, float, bool, str, int | None, float | None):
+            check_type(getattr(r, f.name), f.type, f.name)
+
 def _check_settings(r: Request):
     "`ValueError` for what would only come out after the work."
     _check_id(r)

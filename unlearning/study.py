@@ -6,15 +6,15 @@
 __all__ = ['SIZES', 'WRONG', 'SAME', 'KINDS', 'OTHER_NETWORK', 'MOST', 'SAMPLE', 'CONTROL', 'UNSEEN', 'PARTS', 'LEAST', 'STEP',
            'KEPT', 'FIRST_SEED', 'EMULATES', 'GPULESS', 'FORM', 'MEASURE_COST', 'FOREIGN', 'UNSTORED', 'OTHERS',
            'ORPHAN', 'KEY', 'SPLIT', 'RECORD', 'ALONE', 'skeleton', 'with_weights', 'without_drawn', 'constants',
-           'build', 'Blueprint', 'meant', 'blueprint', 'settings_of', 'shown', 'check_types', 'checked_training',
-           'meant_training', 'settled_recipe', 'Study', 'check_alike', 'asked', 'check_numbers', 'gpus', 'gpus_found',
-           'lacks', 'check_given', 'check_device', 'check_originals', 'check_rows', 'recipe_settings',
-           'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks', 'verified_split',
-           'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of', 'logits_in', 'weights_of',
-           'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given', 'maker', 'measured_labels',
-           'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common', 'cross_entropy_of',
-           'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside', 'facts_of',
-           'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'refuse_foreign', 'collect',
+           'build', 'Blueprint', 'meant', 'blueprint', 'settings_of', 'check_type', 'shown', 'check_types',
+           'checked_training', 'meant_training', 'settled_recipe', 'Study', 'check_alike', 'asked', 'check_numbers',
+           'gpus', 'gpus_found', 'lacks', 'check_given', 'check_device', 'check_originals', 'check_rows',
+           'recipe_settings', 'training_settings', 'original_task', 'retrain_task', 'unlearning_tasks', 'network_tasks',
+           'verified_split', 'split_in', 'write_split', 'measured_rows', 'measured_parts', 'half', 'logits_of',
+           'logits_in', 'weights_of', 'weights_in', 'training_seed', 'Setup', 'in_bfloat16', 'Maker', 'timed', 'Given',
+           'maker', 'measured_labels', 'Measurer', 'measurements', 'Results', 'Answers', 'forget_qualities', 'common',
+           'cross_entropy_of', 'Reduced', 'reduced', 'answers_of', 'by_method', 'name_of', 'titles', 'titles_beside',
+           'facts_of', 'passes_of', 'collapsed', 'is_beside', 'frames', 'separation_of', 'refuse_foreign', 'collect',
            'refuse_unstored', 'look', 'refuse_without_gpu', 'set_weightless_aside', 'trained_first', 'without_original',
            'too_few_retrained', 'orphans', 'run_study', 'refuse_damaged', 'undamaged', 'in_loads', 'pack', 'listing',
            'unpack']
@@ -167,7 +167,8 @@ def _fits(value, kind) -> bool:
     return kind not in KINDS or (isinstance(value, KINDS[kind][0])
                                  and not (truth and kind in (int, float)))
 
-def _check_type(value, declared, where):
+def check_type(value, declared, where):
+    "`ValueError` unless a value called `where` is of its declared type."
     kinds = get_args(declared) if isinstance(declared, UnionType) else (declared,)
     if any(_fits(value, k) for k in kinds): return
     allowed = " or ".join(KINDS[k][1] for k in kinds)
@@ -184,7 +185,7 @@ def check_types(settings, where=""):
     if isinstance(settings, tuple): check_types(dict(enumerate(settings)), where)
     for f in fields(settings) if is_dataclass(settings) else ():
         value = getattr(settings, f.name)
-        if value is not f.default: _check_type(value, f.type, f"{where}{f.name}")
+        if value is not f.default: check_type(value, f.type, f"{where}{f.name}")
         check_types(value, f"{where}{f.name}.")
 
 # %% ../nbs/81_study.ipynb #2be882a2
