@@ -352,6 +352,14 @@ def test_a_penalty_that_no_repair_would_pay_is_refused(net):
 
 # Freezing
 
+def test_a_part_is_frozen_by_its_whole_name(split):
+    """And its namesakes of two digits learn."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), *(nn.Linear(10, 10) for _ in range(9)))
+    done = unlearn(net, split, replace(finetune(repair=Training(epochs=1, batch_size=50, lr=0.01, augment=())), constraints=(Freeze('1'),)))
+    assert [torch.equal(net[i].weight, done[i].weight) for i in (1, 10)] == [True, False]
+
+
 @pytest.mark.parametrize('names', [('0.',), ('0.', '3.', '8.bias')])
 def test_frozen_stays_under_adamw_with_weight_decay(original, split, names):
     hard = dict(optimizer='adamw', lr=0.01, weight_decay=0.1)
