@@ -60,7 +60,7 @@ class Dims(nn.Module):
 
 @pytest.mark.parametrize('model, says', [
     (lambda: then(nn.BatchNorm1d(10, track_running_stats=False)), 'depends on what else is in its batch'),
-    (Dims, 'writes into the images that it is given'), (lambda: nn.Sequential(nn.ReLU(inplace=True), small()), 'writes into the images')])
+    (lambda: small().to('meta'), 'lies on the meta device'), (Dims, 'writes into the images that it is given'), (lambda: nn.Sequential(nn.ReLU(inplace=True), small()), 'writes into the images')])
 def test_networks_that_spoil_what_is_measured(split, model, says):
     with pytest.raises(ValueError, match=says): check(model(), split)
 

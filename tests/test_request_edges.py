@@ -152,6 +152,12 @@ def test_usual_pictures_have_the_pixels_that_torchvision_gives(tmp_path, mode, e
     assert not folder.otherwise
 
 
+@pytest.mark.parametrize('part', ['train', 'test'])
+def test_a_class_without_images_is_named_with_its_folder(photos, part):
+    for file in (photos / part / 'dog').iterdir(): file.unlink()
+    with pytest.raises(ValueError, match=f'{part} needs a subfolder with images for each class: .*dog'): asked(photos)
+
+
 def litter(photos):
     "What a Mac, a Zip and Jupyter leave behind."
     for part in ('train', 'test'):

@@ -200,6 +200,8 @@ def refuse_strangers(model, split):
     if isinstance(model, torch.jit.ScriptModule):
         raise ValueError("the network is scripted or traced: pass it as it was before torch.jit")
     refuse_lazy(model.state_dict())
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError("the network lies on the meta device, where weights have no values: load_weights, or build it anew")
     if not len(split.test):
         raise ValueError(f"{split.name} has no test images: give some that were never trained on")
     if split.train.labels.unique().numel() < 2:

@@ -138,7 +138,10 @@ def evaluation(size: int, mean, std):  # the transform of a folder's images
 
 def data_of(where: str, transform=None):  # a Dataset
     "A folder with a subfolder a class, or what `module:function` gives. `ValueError`: neither."
-    if Path(where).is_dir(): return PlainFolder(where, transform)
+    if Path(where).is_dir():
+        try: return PlainFolder(where, transform)
+        except FileNotFoundError as e:
+            raise ValueError(f"{where} needs a subfolder with images for each class: {e}") from e
     if ":" in where: return by_name(where)()
     raise ValueError(f"{where!r} is neither a folder nor a module:function")
 
