@@ -1,6 +1,7 @@
 """A study of networks and pieces of one's own: typed into a notebook or a script, already trained, edited between two runs."""
-import argparse, json
+import argparse, collections, dataclasses, json, types
 import functools, importlib, os, subprocess, sys, textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle, nbformat, numpy as np, papermill, pytest, torch
@@ -13,9 +14,10 @@ from unlearning.ensemble import Store, describe, hash_of
 from unlearning.methods.bad_teacher import bad_teacher
 from unlearning.methods.hybrids import soft_witness
 from unlearning.models import NETWORKS
-from unlearning.study import Blueprint, blueprint, half, maker, network_tasks, original_task
+from unlearning.report import protocol
+from unlearning.study import Blueprint, blueprint, half, in_bfloat16, maker, network_tasks, original_task, titles
 from unlearning.training import Training, fit, logits
-from unlearning.unlearn import Recipe, Repair
+from unlearning.unlearn import Edit, Recipe, Repair
 
 ROOT, HERE = Path(unlearning.__file__).parent.parent, Path(__file__).parent
 ONE = dict(finetune=RECIPES['finetune'])
@@ -467,7 +469,7 @@ def test_numpy_scalars_are_numbers(tmp_path):
     (dict(jobs=0), 'jobs is 0'), (dict(permutations=-1), 'permutations is -1'), (dict(samples='all'), "samples is 'all', a str: pass a whole number or None"),
     (dict(training=Training(epochs='1.5')), "training.epochs is '1.5', a str: pass a number"), (dict(training=Training(epochs=0)), 'training.epochs is 0'),
     (dict(training=Training(epochs=float('nan'))), 'training.epochs is nan'), (dict(training=Training(lr=0.)), 'training.lr is 0.0'), (dict(training=Training(lr=float('nan'))), 'training.lr is nan'),
-    (dict(training=Training(label_smoothing=5.)), 'training.label_smoothing is 5.0: a share, 0 to 1'), (dict(training=Training(augment=('flp',))), "unknown augmentation 'flp'"),
+    (dict(training=Training(weight_decay=float('nan'))), 'training.weight_decay is nan'), (dict(training=Training(label_smoothing=5.)), 'training.label_smoothing is 5.0: a share, 0 to 1'), (dict(training=Training(augment=('flp',))), "unknown augmentation 'flp'"),
     (dict(training=Training(augment='flip')), r"training.augment is 'flip', a str: pass a tuple, such as \('flip',\)"),
     (dict(training=Training(optimizer='adam')), "unknown optimizer 'adam': use 'sgd' or 'adamw'"),
     (dict(training=Training(schedule='linear')), "unknown schedule 'linear': use 'onecycle'"),
@@ -476,6 +478,39 @@ def test_numpy_scalars_are_numbers(tmp_path):
 def test_option_of_another_type_is_refused_by_name_before_the_work(tmp_path, wrong, says):
     with pytest.raises(ValueError, match=says): tiny(tmp_path/'study', **wrong)
     assert not (tmp_path/'study').exists()
+
+
+@dataclasses.dataclass(frozen=True)
+class Blur(Edit):
+    training: int = 3  # as a repair's is called
+    def images(self, split): return 0
+    @torch.no_grad()
+    def edit(self, run):
+        for p in run.student.parameters(): p.mul_(0.9)
+        return 1
+
+
+def test_a_phase_of_ones_own_may_have_a_field_called_training(tmp_path):
+    results = run(tiny(tmp_path, recipes=dict(blur=Recipe(name='blur', phases=(Blur(),)))))
+    assert 'blur' in results.answers and 'Repairs in' not in protocol(results) and not in_bfloat16(Recipe(name='blur', phases=(Blur(),)))
+
+
+def test_no_two_rows_have_one_title(tmp_path):
+    r = replace(RECIPES['finetune'], name='mine', title='Mine')
+    named = dict(mine=r, v2=replace(r, name='v2'), late=replace(r, name='late', title='Retrain'), fine=replace(r, name='fine', title='Fine'), other=r)
+    assert titles(tiny(tmp_path, recipes=named)) == dict(retrain='Retrain', mine='mine', v2='v2', late='late', fine='Fine', other='other', original='No Unlearning')
+
+
+@pytest.mark.parametrize('name, says', [('Retrain', "may not be named 'Retrain'"), ('No Unlearning', 'may not be named'), ('a' * 240, 'a row.s name has 240 characters: 200 at most')])
+def test_names_of_rows_that_would_be_taken_for_others(tmp_path, name, says):
+    with pytest.raises(ValueError, match=says): tiny(tmp_path, recipes={name: RECIPES['finetune']})
+
+
+def test_a_folder_of_results_is_a_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert Store('~/runs').folder == tmp_path / 'runs'
+    (tmp_path / 'base.py').write_text('x = 1')
+    with pytest.raises(ValueError, match='base.py is a file: name a folder'): Store(tmp_path / 'base.py')
 
 
 # What else determines a result: other people's objects that code refers to, hooks of the owner, what was frozen
@@ -496,6 +531,30 @@ def test_key_sees_a_namespace_that_the_builder_reads(monkeypatch):
     narrow = describe(built_from_options)
     monkeypatch.setattr(OPTIONS, 'width', 64)
     assert describe(built_from_options) != narrow
+
+
+def halved(p): return p / 2
+
+
+def other(p): return p / 3
+
+
+HELD = types.SimpleNamespace(how=halved)
+MIXED = collections.defaultdict(lambda: 0.5)
+FAST = np.vectorize(halved)
+def through_a_namespace(p): return HELD.how(p)
+def through_a_dict(p): return MIXED['of a key that it lacks'] * p
+def through_numpy(p): return FAST(p)
+
+
+@pytest.mark.parametrize('how, thing, name, value', [
+    (through_a_namespace, HELD, 'how', other), (through_a_namespace, HELD, 'how', functools.partial(other)), (through_a_namespace, HELD, 'how', types.SimpleNamespace(deep=other)),
+    (through_a_namespace, HELD, 'how', torch.float64), (through_a_dict, MIXED, 'default_factory', lambda: 0.), (through_numpy, FAST, 'pyfunc', other)])
+def test_key_sees_a_function_that_something_holds(monkeypatch, how, thing, name, value):
+    before = describe(how)
+    assert describe(how) == before
+    monkeypatch.setattr(thing, name, value)
+    assert describe(how) != before
 
 
 def test_key_sees_the_hooks_of_an_original():

@@ -191,7 +191,7 @@ def _training_in_words(t) -> str:
 def _repairs(f) -> str:
     "Where repairs train otherwise, in what moves every image's confidence."
     said, own = "", f["training"]
-    repairs = {m: [p["training"] for p in r["phases"] if "training" in p] for m, r in f["recipes"].items()}
+    repairs = {m: [t for p in r["phases"] if isinstance(t := p.get("training"), dict)] for m, r in f["recipes"].items()}
     types = {t["precision"] for several in repairs.values() for t in several}
     if types - {own["precision"]}: said += f" Repairs in {' and '.join(sorted(types))}."
     def others(t): return t["label_smoothing"] != own["label_smoothing"]
