@@ -50,7 +50,7 @@ from .transpose import transpose
 # %% ../../nbs/methods/68_budget.ipynb #9114130d
 class TooDear(ValueError): "A method does not fit into the budget."
 
-TOO_LITTLE = ("{} cannot be done for a share of {}: it takes {:,.0f} image passes at least, "
+TOO_LITTLE = ("{} cannot be done for a share of {}: it takes at least {:,.0f} image passes, "
               "and the budget is {:,.0f}; give it a larger share, {:.3f} at least, "
               "or fewer passes over forget")
 
