@@ -730,11 +730,11 @@ COSTLY = ("test accuracy fell by {:.1f} points (95 % interval {:.1f} to {:.1f}) 
 
 def refusal(r, drop) -> str:
     "Why the weights are not handed over; empty: they are."
-    if weights_fingerprint(r.unlearned) == r.fingerprint: return UNCHANGED
     if r.found.word: return r.found.word
     costly = COSTLY.format(*drop, r.max_test_drop).replace("-", "−")
     if exceeds(drop.value, r.max_test_drop): return costly
-    return _not_repaired(r) if r.wrong_labels else ""
+    if r.wrong_labels and (word := _not_repaired(r)): return word
+    return UNCHANGED if weights_fingerprint(r.unlearned) == r.fingerprint else ""
 
 NOT_REPAIRED = ("the given labels are said of {:.0f} % of these images, before it was {:.0f} %: "
                 "nothing was repaired. See whether they are wrong")
