@@ -789,7 +789,8 @@ def test_a_loss_of_what_is_allowed_is_allowed():
     """7 of 1,000 are 0.7000000000000001 points."""
     right = np.ones(1000, bool)
     drop = paired(right, right & (np.arange(1000) >= 7))
-    said = lambda allowed: refusal(SimpleNamespace(found=SimpleNamespace(word=''), max_test_drop=allowed, wrong_labels=False), drop)
+    asked = dict(found=SimpleNamespace(word=''), wrong_labels=False, fingerprint='', unlearned=nn.Linear(1, 1))
+    said = lambda allowed: refusal(SimpleNamespace(max_test_drop=allowed, **asked), drop)
     assert said(0.7) == '' and 'fell by 0.7 points' in said(0.6)
 
 
