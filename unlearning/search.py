@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import unwrap
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
@@ -91,7 +90,7 @@ def search_for(
     code = [make] if own(make) or isinstance(make, partial) else []
     asked = hash_of([key, training_settings(study), repr(RANGES[method]), repr(starts(method)), *code,
                      share, trials, max_test_drop])
-    file = Path(study.folder) / f"search-{method}-{asked}.json"
+    file = Store(study.folder).folder / f"search-{method}-{asked}.json"
     if not file.exists():
         with file.with_suffix(".log").open("w", encoding="utf-8", buffering=1) as log:  # a line at once
             what = _found(study, original, method, share, max_test_drop, trials, partial(print, file=log))
@@ -107,7 +106,7 @@ def _refuse_wrong_labels(split):
 
 def check_searched(study, methods, share, trials):
     "`ValueError` for what cannot be searched, whatever the originals are like."
-    found = {m: [*Path(study.folder).glob(f"search-{m}-*.json")] for m in methods}
+    found = {m: [*Store(study.folder).folder.glob(f"search-{m}-*.json")] for m in methods}
     if not all(found.values()): refuse_elsewhere(study)
     if trials < 1: raise ValueError(f"trials is {trials}: at least 1 of each method")
     _refuse_wrong_labels(study.split)
@@ -126,7 +125,7 @@ def searched(study: Study, methods, share: float = 0.05, trials: int = 16, max_t
              progress: bool = True) -> dict:  # method: Searched
     "`search_for` each method, here, once the originals are trained. `ValueError`: see `check_searched`."
     check_searched(study, methods, share, trials)
-    study = replace(study, recipes={})
+    study = replace(study, recipes={}, folder=Store(study.folder).folder)  # a worker may run in another
     run_study(study, progress)
     searches = Parallel(study.jobs, return_as="generator")(
         delayed(_search_with)(RANGES[m], WITHIN[m], study, m, share, trials, max_test_drop)
