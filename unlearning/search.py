@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from inspect import unwrap
+from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
@@ -84,7 +85,7 @@ def search_for(
     trials: int = 16,
     max_test_drop: float = 3.,  # points of test accuracy that a trial may lose
 ) -> Searched:
-    "A method's numbers, searched on the first original; once, for they lie in the study's folder, beside a log of trials."
+    "A method's numbers, searched on the first original; once: they lie in the study's folder, a log of trials beside."
     original, key = original_of(study)
     make = unwrap(WITHIN[method])
     code = [make] if own(make) or isinstance(make, partial) else []
@@ -106,7 +107,7 @@ def _refuse_wrong_labels(split):
 
 def check_searched(study, methods, share, trials):
     "`ValueError` for what cannot be searched, whatever the originals are like."
-    found = {m: [*Store(study.folder).folder.glob(f"search-{m}-*.json")] for m in methods}
+    found = {m: [*Path(study.folder).expanduser().glob(f"search-{m}-*.json")] for m in methods}
     if not all(found.values()): refuse_elsewhere(study)
     if trials < 1: raise ValueError(f"trials is {trials}: at least 1 of each method")
     _refuse_wrong_labels(study.split)

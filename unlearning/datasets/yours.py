@@ -286,6 +286,7 @@ def _keeps(numbered, n) -> bool:
     try: return all(int(numbered(i)) == i for i in range(n))
     except Exception: return False
 
+# %% ../../nbs/datasets/16_yours.ipynb #c3a9ad91
 def refuse_classes(sets: dict):
     "`ValueError` if a number is one class in one data set, and another in another."
     known = {k: names for k, d in sets.items() if (names := listed_classes(d)) is not None}
